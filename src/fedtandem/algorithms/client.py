@@ -1,0 +1,394 @@
+"""A FedMKT client: it answers envelopes, keeps its private data, and repeats a stored reply rather than its work."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fedtandem.algorithms.crossing import Crossing, public_ends
+from fedtandem.algorithms.learner import Learner, phase_seed
+from fedtandem.algorithms.lessons import (
+    Choice,
+    Classroom,
+    choose,
+    choose_paths,
+    generator_of,
+    rows_of,
+    skip_rate,
+    write_knowledge,
+)
+from fedtandem.algorithms.settings import Flow, Rounds
+from fedtandem.algorithms.states import pack_state, unpack_state
+from fedtandem.data.public import public_hash
+from fedtandem.errors import InvalidMessage, PublicSetMismatch
+from fedtandem.evaluation.scorer import Evaluation
+from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.card import Card
+from fedtandem.exchange.knowledge import Knowledge
+from fedtandem.exchange.messages import FetchReply, FetchRequest, WorkReply, WorkRequest
+from fedtandem.exchange.reading import ANY, Expected
+from fedtandem.knowledge.sparse_logits import SparseLogits
+from fedtandem.selection.selectors import Selector
+
+MakeMap = Callable[[Card], np.ndarray]
+"""Teacher's card -> vocabulary map into this party's ids."""
+
+
+class Store(Protocol):
+    """Where a party commits its states; `federation.store.RoundStore` is one."""
+
+    def keys(self) -> list[str]: ...
+    def save(self, key: str, files: Mapping[str, bytes]) -> None: ...
+    def load(self, key: str) -> dict[str, bytes]: ...
+    def put(self, name: str, data: bytes) -> None: ...
+    def get(self, name: str) -> bytes | None: ...
+
+
+class Client:
+    """One client of the federation; the same object serves every carrier.
+
+    Args:
+        learner: its model and data.
+        flow: which arrows of the algorithm are kept.
+        rounds: the clock.
+        selector: who teaches which sample.
+        make_map: vocabulary map from a teacher's card.
+        store: where its states and encoded replies are committed.
+        repeats_private: true for a text that shares a long run of bytes with the private set.
+        keep_in_memory: false drops the in-memory state between messages, as a deployment does.
+        report: told the evaluations of a round; (round, split -> evaluation).
+
+    Source: FedMKT, arXiv:2406.02224v4, appendix A, the client's steps 1-3 and 9-11; specification of the
+    federation, sections 4 and 6.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        flow: Flow,
+        rounds: Rounds,
+        selector: Selector,
+        make_map: MakeMap,
+        store: Store,
+        *,
+        repeats_private: Callable[[str], bool],
+        keep_in_memory: bool = True,
+        report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
+    ) -> None:
+        self.learner = learner
+        self.flow = flow
+        self.rounds = rounds
+        self.selector = selector
+        self.make_map = make_map
+        self.store = store
+        self.repeats_private = repeats_private
+        self.keep_in_memory = keep_in_memory
+        self.report = report
+        self.classroom = Classroom(learner)
+        self.vocabulary_hash = learner.lm.tokenizer.card.hash
+        self.public_hash = public_hash(learner.public)
+        self._card_of_server: Card | None = None
+        self._at: str | None = None
+        self._knowledge: Knowledge | None = None
+
+    def handle(self, envelope: Envelope) -> Envelope:
+        """Answer one envelope: `card`, `work`, `fetch` or `finish`.
+
+        Raises:
+            InvalidMessage: the envelope is not what this client can accept; names party, round, field and value.
+            PublicSetMismatch: the server holds another public set.
+        """
+        if envelope.kind == "card":
+            return self._card(Card.from_envelope(envelope))
+        if envelope.kind == "fetch":
+            return self._fetch(FetchRequest.from_envelope(envelope))
+        if envelope.kind in ("work", "finish"):
+            request = WorkRequest.from_envelope(envelope, expected=self._expected())
+            key = f"{request.round:04d}-{'b' if request.adapter is not None else 'a'}"
+            if key in self.store.keys():
+                return Envelope.from_bytes(self.store.load(key)["reply"])
+            return self._work(request, key, passes=envelope.kind == "work" and not request.return_adapter)
+        raise InvalidMessage(
+            f"{self.learner.name}, round {envelope.round}: kind is {envelope.kind!r}; this client answers card, work, "
+            "fetch and finish."
+        )
+
+    def _expected(self) -> Expected:
+        """What knowledge from the server must be about."""
+        card = self._server_card()
+        if card is None:
+            return ANY
+        return Expected(
+            vocab_hash=card.vocabulary.hash, vocab_size=len(card.vocabulary), public_hash=self.public_hash,
+            n_public=len(self.learner.public),
+        )  # fmt: skip
+
+    def _server_card(self) -> Card | None:
+        if self._card_of_server is None:
+            stored = self.store.get("server-card")
+            if stored is not None:
+                self._card_of_server = Card.from_envelope(Envelope.from_bytes(stored))
+        return self._card_of_server
+
+    # -- card --------------------------------------------------------------------------------------------------
+
+    def own_card(self) -> Card:
+        """What this client tells once: vocabulary, hashes, where its rows lie in the public set."""
+        return make_card(self.learner, self.public_hash)
+
+    def _card(self, server: Card) -> Envelope:
+        if server.public_hash != self.public_hash:
+            raise PublicSetMismatch(
+                f"{self.learner.name}: the server's public set has hash {server.public_hash[:16]} with "
+                f"{server.n_public} samples, this client's has {self.public_hash[:16]} with "
+                f"{len(self.learner.public)}. Give all parties the same file, in the same order."
+            )
+        self._card_of_server = server
+        self._meet(server)
+        self.store.put("server-card", server.to_envelope().to_bytes())
+        return self.own_card().to_envelope()
+
+    def _meet(self, server: Card) -> None:
+        if self.flow.down:
+            self.classroom.crossings[server.party] = meet(self.learner, server, self.make_map)
+
+    # -- work --------------------------------------------------------------------------------------------------
+
+    def _work(self, request: WorkRequest, key: str, *, passes: bool) -> Envelope:
+        self._wake()
+        learner = self.learner
+        done = request.round - 1
+        if request.distil:
+            self._learn(done, request.knowledge)
+        if request.adapter is not None:
+            learner.lm.load_state({name: torch.from_numpy(np.array(value)) for name, value in request.adapter.items()})
+        if (request.adapter is not None or not request.return_adapter) and self.rounds.evaluates(done):
+            self.report(done, learner.evaluate(done))
+        if request.tune:
+            learner.tune(request.round)
+        knowledge = self._make_knowledge(request.round) if passes and self._needs_scores() else None
+        sent = None
+        if knowledge is not None and self.flow.up:
+            sent = knowledge if request.want_rows else without_rows(knowledge)
+        adapter = None
+        if request.return_adapter:
+            adapter = {name: value.float().numpy() for name, value in learner.lm.state().items()}
+        reply = WorkReply(
+            round=request.round, party=learner.name, knowledge=sent, adapter=adapter, metrics=[],
+            n_private=len(learner.own),
+        ).to_envelope()  # fmt: skip
+        files = {"reply": reply.to_bytes(), "state": pack_state(learner.state())}
+        if knowledge is not None:
+            files["knowledge"], knowledge = as_kept(knowledge)
+        self.store.save(key, files)
+        self._knowledge = knowledge
+        self._at = key
+        if not self.keep_in_memory:
+            self._at = None
+        return reply
+
+    def _wake(self) -> None:
+        """Be in the newest committed state; from disk where memory does not hold it."""
+        keys = self.store.keys()
+        newest = keys[-1] if keys else None
+        if newest is not None and newest != self._at:
+            files = self.store.load(newest)
+            self.learner.load_state(unpack_state(files["state"]))
+            if "knowledge" in files:
+                self._knowledge = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
+            self._at = newest
+        if self.flow.down and not self.classroom.crossings:
+            card = self._server_card()
+            if card is None:
+                raise InvalidMessage(f"{self.learner.name}: work arrived before the server's card; send `card` first.")
+            self._meet(card)
+
+    def _needs_scores(self) -> bool:
+        """Whether own scores are needed: to send them, or to compare the server's with them."""
+        if self.flow.up:
+            return True
+        return self.flow.clients_learn and (self.flow.down or self.learner.unlabelled is not None)
+
+    def _make_knowledge(self, round_number: int) -> Knowledge:
+        learner = self.learner
+        texts = None
+        want = self.flow.up or learner.knowledge.on_self == "self"
+        if learner.unlabelled is None:
+            scores, rows = learner.pass_over(learner.public_texts, round_number, want_rows=want)
+        else:
+            texts, scores, rows, refused = write_knowledge(
+                learner, learner.unlabelled, round_number, self.repeats_private
+            )
+            learner.emit("paths", round=round_number, party=learner.name, written=sum(map(bool, texts)), refused=refused)
+        return Knowledge(
+            party=learner.name, round=round_number, vocab_hash=self.vocabulary_hash, public_hash=self.public_hash,
+            scores=scores, sample_index=np.arange(len(scores), dtype=np.int32), rows=rows,
+            texts=tuple(texts) if texts is not None else None, values=learner.knowledge.values,
+        )  # fmt: skip
+
+    # -- learning ----------------------------------------------------------------------------------------------
+
+    def _learn(self, round_number: int, knowledge: Knowledge | None) -> None:
+        """Steps 9-11 of the round that ended: align, choose, train on the public set."""
+        learner = self.learner
+        if knowledge is not None:
+            check_knowledge(knowledge, self.public_hash, len(learner.public))
+        choice, sources = self._choose(round_number, knowledge)
+        own_rows = None
+        if learner.knowledge.on_self == "self" and learner.unlabelled is None:
+            own_rows = self._own_rows
+        with learner.timed("transport", round_number):
+            lesson = self.classroom.lesson(choice, sources, own_rows)
+        if self.flow.down:
+            report_choice(learner, round_number, choice, sources, self.classroom)
+        learner.learn(round_number, lesson)
+
+    def _choose(self, round_number: int, knowledge: Knowledge | None) -> tuple[Choice, dict[str, Knowledge]]:
+        learner = self.learner
+        if learner.unlabelled is not None:
+            # Without a server's paths a client studies its own: the control with equal prompts and updates.
+            source = knowledge if knowledge is not None else self._knowledge
+            sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
+            return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
+        own = self._knowledge.scores if self._knowledge is not None else np.full(len(learner.public), np.inf, np.float32)
+        sources = {} if knowledge is None else {knowledge.party: knowledge}
+        generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
+        return choose(own, sources, self.selector, generator), sources
+
+    def _own_rows(self, samples: np.ndarray) -> SparseLogits:
+        if self._knowledge is None or self._knowledge.rows is None:
+            return SparseLogits.empty(len(samples))
+        return self._knowledge.rows.take_samples(samples)
+
+    def _fetch(self, request: FetchRequest) -> Envelope:
+        """Rows of the named samples from this client's file; no model is used."""
+        keys = [key for key in self.store.keys() if key.startswith(f"{request.round:04d}-")]
+        files = self.store.load(keys[-1]) if keys else {}
+        if "knowledge" not in files:
+            raise InvalidMessage(
+                f"{self.learner.name}: rows of round {request.round} were asked for, but this client keeps those of "
+                f"{', '.join(self.store.keys()) or 'no round'}."
+            )
+        whole = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
+        return FetchReply(request.round, self.learner.name, only_samples(whole, request.sample_index)).to_envelope()
+
+
+# -- what both ends do alike -------------------------------------------------------------------------------------
+
+
+def make_card(learner: Learner, public: str) -> Card:
+    """A party's card."""
+    tokenizer = learner.lm.tokenizer
+    ends = token_ids = None
+    if learner.unlabelled is None:
+        ends = public_ends(learner.public_texts)
+        if learner.knowledge.mode == "mined":
+            scored = [text.context_ids for text in learner.public_texts if text.scored]
+            token_ids = np.concatenate(scored).astype(np.int32) if scored else np.zeros(0, dtype=np.int32)
+    return Card(
+        party=learner.name, vocabulary=tokenizer.card, public_hash=public, n_public=len(learner.public), ends=ends,
+        token_ids=token_ids, n_private=len(learner.own), model=learner.lm.name,
+        trainable_bytes=sum(value.numel() * 2 for value in learner.lm.state().values()),
+    )  # fmt: skip
+
+
+def meet(learner: Learner, teacher: Card, make_map: MakeMap) -> Crossing:
+    """The way from a teacher into a learner's tokenisation; says how well they meet."""
+    with learner.timed("align", 0):
+        texts = learner.public_texts if learner.unlabelled is None else None
+        crossing = Crossing(learner.lm.tokenizer, teacher, make_map(teacher), learner.knowledge, texts)
+    if np.isfinite(crossing.aligned_share):
+        report_alignment(learner, teacher, crossing)
+    return crossing
+
+
+def report_alignment(learner: Learner, teacher: Card, crossing: Crossing) -> None:
+    """Record the aligned share; warn where it is poor (specification of FedMKT, section 18)."""
+    unmapped = float((crossing.id_map < 0).mean())
+    learner.emit(
+        "alignment", round=0, party=learner.name, teacher=teacher.party, aligned_share=crossing.aligned_share,
+        unmapped_ids=unmapped,
+    )  # fmt: skip
+    if crossing.aligned_share < 0.8:
+        learner.emit(
+            "warning", round=0, party=learner.name, signature="poor alignment",
+            text=f"{crossing.aligned_share:.0%} of {learner.name}'s answer positions have a partner in "
+            f"{teacher.party}'s tokenisation ({learner.lm.name} <- {teacher.model}); the others learn from labels alone",
+        )  # fmt: skip
+
+
+def check_knowledge(knowledge: Knowledge, public: str, n_public: int) -> None:
+    """Refuse knowledge about another public set.
+
+    Raises:
+        InvalidMessage: another hash or another number of samples.
+    """
+    if knowledge.public_hash != public or len(knowledge.scores) != n_public:
+        raise InvalidMessage(
+            f"{knowledge.party}, round {knowledge.round}: knowledge of public set {knowledge.public_hash[:16]} with "
+            f"{len(knowledge.scores)} samples; this party holds {public[:16]} with {n_public}."
+        )
+
+
+def report_choice(
+    learner: Learner, round_number: int, choice: Choice, sources: Mapping[str, Knowledge], classroom: Classroom
+) -> None:
+    """Record who teaches what; warn of one teacher for all, light rows and unscored samples."""
+    teachers = {name: len(choice.won_by(name)) for name in choice.names}
+    unscored = int(sum(int(np.isinf(k.scores).sum()) for k in sources.values()))
+    total = max(1, len(choice.kept))
+    kept_mass = {}
+    for name, knowledge in sources.items():
+        if knowledge.rows is not None and knowledge.rows.n_rows:
+            kept_mass[name] = float(1 - np.exp(knowledge.rows.tail_log_prob.astype(np.float64)).mean())
+    learner.emit(
+        "selection", round=round_number, party=learner.name, teachers=teachers, n=len(choice.kept),
+        skipped=int(round(skip_rate(choice) * total)), unscored=unscored, kept_mass=kept_mass,
+    )  # fmt: skip
+    for name, mass in kept_mass.items():
+        if mass < 0.9:
+            learner.emit(
+                "warning", round=round_number, party=learner.name, signature="tail too heavy",
+                text=f"{name}'s rows keep {mass:.0%} of the probability on average; raise knowledge.top_k",
+            )  # fmt: skip
+    if len(teachers) > 1 and max(teachers.values()) > 0.95 * total:
+        winner = max(teachers, key=lambda name: teachers[name])
+        learner.emit(
+            "warning", round=round_number, party=learner.name, signature="one teacher wins all",
+            text=f"{winner} teaches {teachers[winner]} of {total} samples",
+        )  # fmt: skip
+    if unscored > 0.05 * total * max(1, len(sources)):
+        learner.emit(
+            "warning", round=round_number, party=learner.name, signature="scores not comparable",
+            text=f"{unscored} samples have no score (answers cut at max_length, refused or empty)",
+        )  # fmt: skip
+
+
+def only_samples(knowledge: Knowledge, sample_index: np.ndarray) -> Knowledge:
+    """The same knowledge with the rows of some samples only.
+
+    Raises:
+        InvalidMessage: rows of a sample it does not hold.
+    """
+    if knowledge.rows is None:
+        return knowledge
+    index = np.asarray(sample_index, dtype=np.int32)
+    return replace(knowledge, sample_index=index, rows=rows_of(knowledge, sample_index))
+
+
+def without_rows(knowledge: Knowledge) -> Knowledge:
+    """Scores and texts alone."""
+    return replace(knowledge, sample_index=np.zeros(0, dtype=np.int32), rows=None)
+
+
+def as_kept(knowledge: Knowledge) -> tuple[bytes, Knowledge]:
+    """Knowledge as a file, and as that file gives it back: what stays in memory and what a resumed run reads agree."""
+    envelope = FetchReply(knowledge.round, knowledge.party, knowledge).to_envelope()
+    return envelope.to_bytes(), FetchReply.from_envelope(envelope).knowledge
+
+
+def without_own_rows(knowledge: Knowledge, name: str) -> Knowledge:
+    """A party's own paths teach it as text; its own rows would only tell it what it thought."""
+    return without_rows(knowledge) if knowledge.party == name else knowledge

@@ -1,0 +1,287 @@
+"""A party's model and everything it does to it: tune, pass, write, learn, evaluate. It never sees a message."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from fedtandem.algorithms.public_pass import public_pass
+from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
+from fedtandem.data.public import Sample
+from fedtandem.errors import ModelError
+from fedtandem.evaluation.scorer import Evaluation, evaluate
+from fedtandem.knowledge.sparse_logits import SparseLogits
+from fedtandem.models.encoded import Encoded
+from fedtandem.models.language_model import LanguageModel
+from fedtandem.tuning.phase import Example, PhaseReport, PhaseSettings, train_phase
+
+Emit = Callable[..., None]
+"""`emit(event, **fields)`: one line of the run's record."""
+Progress = Callable[[str, int, int], None]
+"""`progress(what, done, of)`: what a progress bar shows."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Held-out samples a party is measured on."""
+
+    __test__ = False  # not a test of ours
+
+    split: str
+    metric: str
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a public phase trains on: N texts, and for each of their positions a teacher's row or none."""
+
+    texts: Sequence[Encoded]
+    rows: Sequence[SparseLogits | None]
+    taught: Sequence[np.ndarray | None]
+
+
+def phase_seed(seed: int, party: str, round_number: int, phase: str) -> int:
+    """A seed of its own for each phase of each party and round, the same in every method; 63 bits."""
+    text = f"{seed}/{party}/{round_number}/{phase}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+class Learner:
+    """One party's model with its data.
+
+    Args:
+        name: the party.
+        lm: its model, with the trainable weights attached.
+        public: the shared public set; answers are None where it is unlabelled.
+        own: the party's own data: a client's private set, a server's replay set.
+        tests: what it is measured on.
+        private_settings: the private phase (step 1).
+        public_settings: the public phase (steps 6 and 11).
+        knowledge: how knowledge is made.
+        unlabelled: set where the public set has no answers.
+        replay_fraction: share of each public batch that is own data.
+        num_rounds: for the schedule, which spans all rounds.
+        seed: of the run.
+        max_length: tokens.
+        chat_template: wrap prompts in the tokenizer's own template.
+        reset_optimizer: start each phase with new moments, as the reference does.
+        emit, progress: where the record and the progress go.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        lm: LanguageModel,
+        public: Sequence[Sample],
+        own: Sequence[Sample],
+        tests: Sequence[TestSet],
+        private_settings: PhaseSettings,
+        public_settings: PhaseSettings,
+        knowledge: KnowledgeSettings,
+        unlabelled: Unlabelled | None,
+        replay_fraction: float,
+        num_rounds: int,
+        seed: int,
+        max_length: int = 512,
+        chat_template: bool = False,
+        reset_optimizer: bool = False,
+        eval_batch_size: int = 64,
+        emit: Emit = lambda *_, **__: None,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        self.name = name
+        self.lm = lm
+        self.public = public
+        self.own = own
+        self.tests = tests
+        self.private_settings = private_settings
+        self.public_settings = public_settings
+        self.knowledge = knowledge
+        self.unlabelled = unlabelled
+        self.replay_fraction = replay_fraction
+        self.num_rounds = num_rounds
+        self.seed = seed
+        self.max_length = max_length
+        self.chat_template = chat_template
+        self.reset_optimizer = reset_optimizer
+        self.eval_batch_size = eval_batch_size
+        self.emit = emit
+        self.progress = progress
+        self.optimizers: dict[str, dict[str, Tensor]] = {}
+        self.replay: list[Example] | None = None
+        self._own_examples: list[Example] | None = None
+        self._public_texts: list[Encoded] | None = None
+
+    # -- texts -------------------------------------------------------------------------------------------------
+
+    def encode(self, samples: Sequence[Sample], positions: str = "answer") -> list[Encoded]:
+        """Samples with answers in this party's tokenisation."""
+        return self.lm.tokenizer.encode_many(
+            [(sample.prompt, sample.answer or "") for sample in samples],
+            max_length=self.max_length,
+            chat_template=self.chat_template,
+            positions=positions,
+            eos=[sample.eos for sample in samples],
+        )
+
+    @property
+    def public_texts(self) -> list[Encoded]:
+        """The labelled public set in this party's tokenisation; made once."""
+        if self._public_texts is None:
+            self._public_texts = self.encode(self.public, self.knowledge.positions)
+        return self._public_texts
+
+    @property
+    def own_examples(self) -> list[Example]:
+        """Own data to train on; made once."""
+        if self._own_examples is None:
+            self._own_examples = [Example(text) for text in self.encode(self.own)]
+        return self._own_examples
+
+    def answered(self, index: Sequence[int] | np.ndarray, answers: Sequence[str]) -> list[Encoded]:
+        """Public prompts with answers somebody wrote."""
+        samples = [replace(self.public[i], answer=text) for i, text in zip(index, answers, strict=True)]
+        return self.encode(samples, self.knowledge.positions)
+
+    # -- the phases --------------------------------------------------------------------------------------------
+
+    def tune(self, round_number: int) -> None:
+        """Step 1: one private phase."""
+        self._train("private", round_number, self.own_examples, self.private_settings, [], 0.0)
+
+    def learn(self, round_number: int, lesson: Lesson) -> None:
+        """Steps 6 and 11: one public phase, labels and teachers together, own data replayed."""
+        examples = [
+            Example(text, rows, taught)
+            for text, rows, taught in zip(lesson.texts, lesson.rows, lesson.taught, strict=True)
+        ]
+        replay = (self.own_examples if self.replay is None else self.replay) if self.replay_fraction > 0 else []
+        fraction = self.replay_fraction if replay else 0.0
+        self._train("public", round_number, examples, self.public_settings, replay, fraction)
+
+    def _train(
+        self,
+        phase: str,
+        round_number: int,
+        examples: list[Example],
+        settings: PhaseSettings,
+        replay: list[Example],
+        replay_fraction: float,
+    ) -> None:
+        if not examples:
+            self.emit("warning", round=round_number, party=self.name, signature="nothing to train on",
+                      text=f"{self.name}: the {phase} phase of round {round_number} has no samples")
+            return
+        span = ((round_number - 1) / self.num_rounds, round_number / self.num_rounds)
+        report = train_phase(
+            self.lm,
+            examples,
+            settings,
+            replay=replay,
+            replay_fraction=replay_fraction,
+            optimizer_state=None if self.reset_optimizer else self.optimizers.get(phase),
+            progress_span=span,
+            seed=phase_seed(self.seed, self.name, round_number, phase),
+            on_step=lambda step, of, _parts: self.progress(f"{self.name}: {phase} tuning", step, of),
+        )
+        self.optimizers[phase] = report.optimizer_state
+        if report.delta_norm == 0.0:
+            raise ModelError(
+                f"{self.name}, round {round_number}: {report.steps} updates of the {phase} phase changed no weight. "
+                "Check tuning.peft.target_modules and that learning_rate is not 0."
+            )
+        if phase == "public":
+            self._warn_of_idle_distillation(round_number, report)
+        self.emit(
+            "phase", round=round_number, party=self.name, phase=phase, cpu_seconds=report.cpu_seconds,
+            steps=report.steps, loss_first=report.loss_first, loss_last=report.loss_last, hard=report.hard,
+            soft=report.soft, kd_gradient_share=report.kd_gradient_share, active_positions=report.n_taught,
+            label_positions=report.n_labels, delta_norm=report.delta_norm,
+        )  # fmt: skip
+
+    def _warn_of_idle_distillation(self, round_number: int, report: PhaseReport) -> None:
+        """A teacher that has no pull is said so (specification of FedMKT, section 18)."""
+        share = report.kd_gradient_share
+        if share is not None and share < 0.01:
+            self.emit(
+                "warning", round=round_number, party=self.name, signature="no effect of distillation",
+                text=f"the distillation term's gradient is {share:.2%} of the labels' in {self.name}'s public phase "
+                f"({report.n_taught} of {report.n_labels} positions taught); lower distillation.hard_weight or see "
+                "how many samples have a teacher",
+            )  # fmt: skip
+
+    def pass_over(
+        self, texts: Sequence[Encoded], round_number: int, *, want_rows: bool
+    ) -> tuple[np.ndarray, SparseLogits]:
+        """Steps 2 and 7: scores and rows of this model on texts."""
+        with self.timed("pass", round_number):
+            return public_pass(
+                self.lm, texts, self.knowledge, want_rows=want_rows, party=self.name,
+                progress=lambda done, of: self.progress(f"{self.name}: public pass", done, of),
+            )  # fmt: skip
+
+    def write(self, round_number: int, max_new_tokens: int) -> list[str]:
+        """One greedy answer per public prompt; N texts."""
+        with self.timed("write", round_number):
+            prompts = [
+                self.lm.tokenizer.encode_prompt(sample.prompt, chat_template=self.chat_template)
+                for sample in self.public
+            ]
+            written = self.lm.generate(
+                prompts,
+                max_new_tokens=max_new_tokens,
+                batch_size=self.eval_batch_size * 2,
+                on_progress=lambda done, of: self.progress(f"{self.name}: writing answers", done, of),
+            )
+            return [self.lm.tokenizer.decode_answer(ids) for ids in written]
+
+    def evaluate(self, round_number: int) -> dict[str, Evaluation]:
+        """Measure the model on its test sets; split -> evaluation."""
+        results = {}
+        with self.timed("evaluate", round_number):
+            for test in self.tests:
+                results[test.split] = evaluate(
+                    self.lm, test.samples, test.metric, batch_size=self.eval_batch_size, max_length=self.max_length
+                )
+                self.progress(f"{self.name}: evaluation", len(results), len(self.tests))
+        return results
+
+    def timed(self, phase: str, round_number: int) -> "Timed":
+        """A block whose CPU seconds go to the record."""
+        return Timed(lambda seconds: self.emit(
+            "phase", round=round_number, party=self.name, phase=phase, cpu_seconds=seconds))  # fmt: skip
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Mapping[str, Tensor]]:
+        """Everything a later round needs: the trainable weights and the optimizers' moments."""
+        return {"adapter": self.lm.state(), **{f"optimizer-{kind}": s for kind, s in self.optimizers.items()}}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go back to a state `state()` gave."""
+        self.lm.load_state(dict(state["adapter"]))
+        self.optimizers = {
+            name.removeprefix("optimizer-"): dict(tensors)
+            for name, tensors in state.items()
+            if name.startswith("optimizer-")
+        }
+
+
+class Timed:
+    """A context that reports the CPU seconds (of this process, all threads) spent inside it."""
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report = report
+        self._start = 0.0
+
+    def __enter__(self) -> "Timed":
+        self._start = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._report(time.process_time() - self._start)

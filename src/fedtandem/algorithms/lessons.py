@@ -1,0 +1,213 @@
+"""What a learner is taught in a round: who teaches which sample, and with which rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fedtandem.algorithms.crossing import Crossing
+from fedtandem.algorithms.learner import Learner, Lesson
+from fedtandem.algorithms.settings import Unlabelled
+from fedtandem.errors import InvalidMessage
+from fedtandem.exchange.knowledge import Knowledge
+from fedtandem.knowledge.sparse_logits import SparseLogits
+from fedtandem.models.encoded import Encoded
+from fedtandem.selection.dual_min_ce import NO_TEACHER
+from fedtandem.selection.selectors import Selector
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who teaches which public sample this round.
+
+    Attributes:
+        teacher_of: index into `names`, or -1; (N,) int64.
+        names: the teachers, sorted.
+        kept: the samples to train on, ascending; all N of a labelled set, a part of an unlabelled one.
+    """
+
+    teacher_of: np.ndarray
+    names: tuple[str, ...]
+    kept: np.ndarray
+
+    def won_by(self, name: str) -> np.ndarray:
+        """The kept samples this teacher won; ascending."""
+        if name not in self.names:
+            return np.zeros(0, dtype=np.int64)
+        mine: np.ndarray = self.teacher_of[self.kept] == self.names.index(name)
+        return np.asarray(self.kept[mine])
+
+
+def choose(
+    own_scores: np.ndarray, peers: Mapping[str, Knowledge], selector: Selector, generator: torch.Generator
+) -> Choice:
+    """DualMinCE (or another selector) on a labelled set: every sample is trained on, some have a teacher.
+
+    Source: FedMKT, arXiv:2406.02224v4, algorithm DualMinCE.
+    """
+    names = tuple(sorted(peers))
+    everyone = np.arange(len(own_scores), dtype=np.int64)
+    if not names:
+        return Choice(np.full(len(own_scores), NO_TEACHER, dtype=np.int64), names, everyone)
+    losses = torch.from_numpy(np.stack([peers[name].scores for name in names]))
+    teacher_of = selector(torch.from_numpy(np.ascontiguousarray(own_scores)), losses, generator)
+    return Choice(teacher_of.numpy().astype(np.int64), names, everyone)
+
+
+def choose_paths(writers: Mapping[str, Knowledge], n_samples: int, keep: float) -> Choice:
+    """On an unlabelled set: per prompt the surest writer, and of those the surest share `keep`.
+
+    Ties go to the first writer by name, then to the lower sample. A prompt nobody answered is left out.
+    """
+    names = tuple(sorted(writers))
+    if not names:
+        return Choice(np.full(n_samples, NO_TEACHER, dtype=np.int64), names, np.zeros(0, dtype=np.int64))
+    losses = np.stack([writers[name].scores for name in names])
+    best = losses.min(axis=0)
+    teacher_of = np.where(np.isfinite(best), losses.argmin(axis=0), NO_TEACHER)
+    order = np.argsort(best, kind="stable")
+    order = order[np.isfinite(best[order])]
+    kept = np.sort(order[: int(np.ceil(keep * len(order)))])
+    return Choice(teacher_of, names, kept)
+
+
+@dataclass
+class Classroom:
+    """Turns choices and rows into a learner's lesson; holds one crossing per teacher, made once.
+
+    Args:
+        learner: who is taught.
+        crossings: teacher name -> the way into the learner's tokenisation.
+    """
+
+    learner: Learner
+    crossings: dict[str, Crossing] = field(default_factory=dict)
+
+    def lesson(
+        self,
+        choice: Choice,
+        rows_from: Mapping[str, Knowledge],
+        own_rows: Callable[[np.ndarray], SparseLogits] | None,
+    ) -> Lesson:
+        """The texts, targets and masks of one public phase.
+
+        Args:
+            choice: who teaches what.
+            rows_from: teacher -> its knowledge holding (at least) the rows of the samples it won, and its texts
+                where the set is unlabelled.
+            own_rows: the learner's own stale rows of given samples, for `on_self = "self"`; None to skip.
+        """
+        labelled = self.learner.unlabelled is None
+        if labelled:
+            texts = [self.learner.public_texts[i] for i in choice.kept]
+        else:
+            answers = [_text(rows_from[choice.names[choice.teacher_of[i]]], int(i)) for i in choice.kept]
+            texts = self.learner.answered(choice.kept, answers)
+        rows: list[SparseLogits | None] = [None] * len(texts)
+        taught: list[np.ndarray | None] = [None] * len(texts)
+        place = {int(sample): at for at, sample in enumerate(choice.kept)}
+        for name in choice.names:
+            knowledge = rows_from.get(name)
+            won = choice.won_by(name)
+            if knowledge is None or knowledge.rows is None or len(won) == 0:
+                continue
+            theirs = rows_of(knowledge, won)
+            mine = [texts[place[int(i)]] for i in won]
+            self._hand_out(self.crossings[name].carry(theirs, won, mine), won, mine, place, rows, taught)
+        if own_rows is not None:
+            alone = choice.kept[choice.teacher_of[choice.kept] == NO_TEACHER]
+            mine = [texts[place[int(i)]] for i in alone]
+            own = own_rows(alone)
+            self._hand_out((own, np.ones(own.n_rows, dtype=bool)), alone, mine, place, rows, taught)
+        return Lesson(texts, rows, taught)
+
+    @staticmethod
+    def _hand_out(
+        carried: tuple[SparseLogits, np.ndarray],
+        samples: np.ndarray,
+        texts: Sequence[Encoded],
+        place: Mapping[int, int],
+        rows: list[SparseLogits | None],
+        taught: list[np.ndarray | None],
+    ) -> None:
+        """Cut carried rows into samples (those of an unscored sample are not among them)."""
+        carried_rows, mask = carried
+        start = 0
+        for sample, text in zip(samples, texts, strict=True):
+            if not text.scored:
+                continue
+            stop = start + len(text.positions)
+            rows[place[int(sample)]] = carried_rows.take_rows(np.arange(start, stop))
+            taught[place[int(sample)]] = mask[start:stop]
+            start = stop
+
+
+def rows_of(knowledge: Knowledge, samples: np.ndarray) -> SparseLogits:
+    """The rows of some samples; (M,) ascending indexes into the public set.
+
+    Raises:
+        InvalidMessage: the party sent no rows for one of them.
+    """
+    if knowledge.rows is None:
+        raise InvalidMessage(f"{knowledge.party}, round {knowledge.round}: no rows came, but {len(samples)} are needed.")
+    held = knowledge.sample_index
+    at = np.minimum(np.searchsorted(held, samples), max(0, len(held) - 1))
+    if len(samples) and (len(held) == 0 or not np.array_equal(held[at], samples)):
+        absent = np.setdiff1d(samples, held)
+        raise InvalidMessage(
+            f"{knowledge.party}, round {knowledge.round}: rows for {len(absent)} of {len(samples)} samples are missing, "
+            f"the first is sample {int(absent[0])}; it holds rows for {len(held)}."
+        )
+    return knowledge.rows.take_samples(at)
+
+
+def _text(knowledge: Knowledge, sample: int) -> str:
+    if knowledge.texts is None:
+        raise RuntimeError(f"{knowledge.party} sent no texts")
+    return knowledge.texts[sample]
+
+
+def write_knowledge(
+    learner: Learner, unlabelled: Unlabelled, round_number: int, refuse: Callable[[str], bool]
+) -> tuple[list[str], np.ndarray, SparseLogits, int]:
+    """Write one path per public prompt and score it.
+
+    Args:
+        learner: the producer.
+        unlabelled: how paths are made.
+        round_number: for the record.
+        refuse: true for a path that must not be sent (it repeats private text).
+
+    Returns:
+        Texts ("" where refused or empty), scores (N,) float32 in nats per byte (`inf` there), rows of the texts,
+        and how many were refused.
+    """
+    texts = learner.write(round_number, unlabelled.max_new_tokens)
+    refused = [bool(text) and refuse(text) for text in texts]
+    texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
+    index = np.flatnonzero([bool(text) for text in texts])
+    encoded = learner.answered(index, [texts[i] for i in index])
+    some_scores, some_rows = learner.pass_over(encoded, round_number, want_rows=unlabelled.send_rows)
+    scores = np.full(len(texts), np.inf, dtype=np.float32)
+    scores[index] = some_scores
+    positions = np.full(len(texts), -1, dtype=np.int64)
+    positions[index] = np.arange(len(index))
+    splits = np.zeros(len(texts) + 1, dtype=np.int64)
+    splits[1:][index] = np.diff(some_rows.sample_splits)
+    spread = SparseLogits(
+        some_rows.token_ids, some_rows.log_probs, some_rows.row_splits, some_rows.tail_log_prob,
+        some_rows.end_byte, some_rows.segment, np.cumsum(splits),
+    )  # fmt: skip
+    return texts, scores, spread, sum(refused)
+
+
+def skip_rate(choice: Choice) -> float:
+    """Share of the kept samples without a teacher."""
+    return float((choice.teacher_of[choice.kept] == NO_TEACHER).mean()) if len(choice.kept) else 1.0
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A seeded generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
+

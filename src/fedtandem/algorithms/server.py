@@ -1,0 +1,305 @@
+"""The FedMKT server: carries the clients' knowledge over, chooses who teaches what, learns, and answers."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fedtandem.algorithms.client import (
+    MakeMap,
+    Store,
+    as_kept,
+    check_knowledge,
+    make_card,
+    meet,
+    only_samples,
+    report_choice,
+    without_own_rows,
+    without_rows,
+)
+from fedtandem.algorithms.learner import Learner, phase_seed
+from fedtandem.algorithms.lessons import Choice, Classroom, choose, choose_paths, generator_of, write_knowledge
+from fedtandem.algorithms.settings import Flow, Rounds
+from fedtandem.algorithms.states import pack_state, unpack_state
+from fedtandem.data.public import public_hash
+from fedtandem.errors import PublicSetMismatch
+from fedtandem.evaluation.scorer import Evaluation
+from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.card import Card
+from fedtandem.exchange.knowledge import Knowledge
+from fedtandem.exchange.messages import FetchReply
+from fedtandem.exchange.reading import Expected
+from fedtandem.knowledge.sparse_logits import SparseLogits
+from fedtandem.selection.selectors import Selector
+from fedtandem.tuning.phase import Example
+
+
+class Server:
+    """The server's side of every round.
+
+    Args:
+        learner: the LLM and its data.
+        flow, rounds, selector, make_map, store, report: as for `Client`.
+
+    Attributes:
+        knowledge: S_0 of the last round: scores, rows and, on an unlabelled set, paths.
+        client_scores: each client's last known scores; what it sends down depends on them.
+
+    Source: FedMKT, arXiv:2406.02224v4, appendix A, the server's steps 4-8.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        flow: Flow,
+        rounds: Rounds,
+        selector: Selector,
+        make_map: MakeMap,
+        store: Store,
+        *,
+        report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
+    ) -> None:
+        self.learner = learner
+        self.flow = flow
+        self.rounds = rounds
+        self.selector = selector
+        self.make_map = make_map
+        self.store = store
+        self.report = report
+        self.classroom = Classroom(learner)
+        self.public_hash = public_hash(learner.public)
+        self.cards: dict[str, Card] = {}
+        self.knowledge: Knowledge | None = None
+        self.client_scores: dict[str, np.ndarray] = {}
+
+    # -- before the first round ----------------------------------------------------------------------------------
+
+    def own_card(self) -> Card:
+        """What every client is told once."""
+        return make_card(self.learner, self.public_hash)
+
+    def welcome(self, card: Card) -> None:
+        """Check a client's card and prepare the way into the LLM's tokenisation.
+
+        Raises:
+            PublicSetMismatch: the client holds another public set.
+        """
+        if card.public_hash != self.public_hash:
+            raise PublicSetMismatch(
+                f"client {card.party} holds public set {card.public_hash[:16]} with {card.n_public} samples, the server "
+                f"{self.public_hash[:16]} with {len(self.learner.public)}. Give all parties the same file, in order."
+            )
+        self.cards[card.party] = card
+        if self.flow.up:
+            self.classroom.crossings[card.party] = meet(self.learner, card, self.make_map)
+
+    def expected(self, party: str, round_number: int) -> Expected:
+        """What a reply of this client must be about."""
+        card = self.cards[party]
+        return Expected(
+            party=party, round=round_number, vocab_hash=card.vocabulary.hash, vocab_size=len(card.vocabulary),
+            public_hash=self.public_hash, n_public=len(self.learner.public),
+        )  # fmt: skip
+
+    def begin(self) -> None:
+        """Round 0: measure the untouched LLM, keep its answers for replay, take its first scores."""
+        if self.rounds.evaluates(0):
+            self.report(0, self.learner.evaluate(0))
+        if self.learner.replay_fraction > 0 and not self.learner.own:
+            self._answers_of_the_untouched_model()
+        if self.flow.server_learns or self.flow.up or self.flow.down:
+            self._pass(0)
+
+    def _answers_of_the_untouched_model(self) -> None:
+        """What the server replays when it has no data of its own; written once, kept for every round."""
+        stored = self.store.get("replay")
+        if stored is None:
+            stored = json.dumps(self.learner.write(0, self._answer_tokens())).encode()
+            self.store.put("replay", stored)
+        self.learner.emit("replay", round=0, party=self.learner.name, source="greedy answers of the untouched model")
+        answers: list[str] = json.loads(stored)
+        index = [i for i, text in enumerate(answers) if text]
+        self.learner.replay = [
+            Example(text) for text in self.learner.answered(index, [answers[i] for i in index])
+        ]
+
+    def _answer_tokens(self) -> int:
+        unlabelled = self.learner.unlabelled
+        return 64 if unlabelled is None else unlabelled.max_new_tokens
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def learn(self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch") -> None:
+        """Steps 4-6: choose who teaches which sample, bring the rows over, train.
+
+        Args:
+            round_number: from 1.
+            replies: client name -> what its work reply told; an absent client is not there (it scores +inf).
+            fetch: asks the named clients for the rows they won.
+        """
+        learner = self.learner
+        for name, knowledge in replies.items():
+            check_knowledge(knowledge, self.public_hash, len(learner.public))
+            self.client_scores[name] = knowledge.scores
+        if self.flow.server_private:
+            learner.tune(round_number)
+        if not self.flow.server_learns:
+            return
+        choice, sources = self._choose(round_number, replies)
+        if self.flow.up and (learner.unlabelled is None or learner.unlabelled.send_rows):
+            sources = self._with_rows(choice, sources, fetch)
+        own_rows = None
+        if learner.knowledge.on_self == "self" and learner.unlabelled is None and self.flow.up:
+            own_rows = self._own_rows
+        with learner.timed("transport", round_number):
+            lesson = self.classroom.lesson(choice, sources, own_rows)
+        if self.flow.up:
+            report_choice(learner, round_number, choice, sources, self.classroom)
+        learner.learn(round_number, lesson)
+
+    def _choose(self, round_number: int, replies: Mapping[str, Knowledge]) -> tuple[Choice, dict[str, Knowledge]]:
+        learner = self.learner
+        with learner.timed("select", round_number):
+            if learner.unlabelled is not None:
+                sources = dict(replies)
+                if not self.flow.up and self.knowledge is not None:
+                    sources = {learner.name: without_own_rows(self.knowledge, learner.name)}
+                return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
+            sources = dict(replies) if self.flow.up else {}
+            own = self.knowledge.scores if self.knowledge is not None else np.full(len(learner.public), np.inf, "f4")
+            generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
+            return choose(own, sources, self.selector, generator), sources
+
+    @staticmethod
+    def _with_rows(choice: Choice, sources: Mapping[str, Knowledge], fetch: "Fetch") -> dict[str, Knowledge]:
+        """Phase 2: the rows of what each client won, where they did not come with the scores."""
+        wanted = {
+            name: choice.won_by(name)
+            for name, knowledge in sources.items()
+            if knowledge.rows is None and len(choice.won_by(name))
+        }
+        fetched = fetch(wanted) if wanted else {}
+        whole = dict(sources)
+        for name, reply in fetched.items():
+            rows = reply.knowledge
+            whole[name] = replace(sources[name], sample_index=rows.sample_index, rows=rows.rows)
+        return whole
+
+    def _own_rows(self, samples: np.ndarray) -> SparseLogits:
+        if self.knowledge is None or self.knowledge.rows is None:
+            return SparseLogits.empty(len(samples))
+        return self.knowledge.rows.take_samples(samples)
+
+    def finish_round(self, round_number: int) -> None:
+        """Steps 7-8 and the round's end: pass over the public set, measure, commit."""
+        last = round_number == self.rounds.num_rounds
+        changed = self.flow.server_learns or self.flow.server_private
+        if changed and (self.flow.down or not last) and (self.flow.up or self.flow.down or self._studies_alone()):
+            self._pass(round_number)
+        if self.rounds.evaluates(round_number) and (changed or last):
+            self.report(round_number, self.learner.evaluate(round_number))
+        self.commit(round_number)
+
+    def _studies_alone(self) -> bool:
+        return self.learner.unlabelled is not None
+
+    def _pass(self, round_number: int) -> None:
+        learner = self.learner
+        texts = None
+        want = self.flow.down or learner.knowledge.on_self == "self"
+        if learner.unlabelled is None:
+            if not (self.flow.up or self.flow.down):
+                return
+            scores, rows = learner.pass_over(learner.public_texts, round_number, want_rows=want)
+        else:
+            if round_number == 0 and self.flow.up:
+                return  # nobody compares with, or is sent, paths of the untouched model
+            texts, scores, rows, _ = write_knowledge(learner, learner.unlabelled, round_number, lambda _text: False)
+        made = Knowledge(
+            party=learner.name, round=round_number, vocab_hash=learner.lm.tokenizer.card.hash,
+            public_hash=self.public_hash, scores=scores,
+            sample_index=np.arange(len(scores) if want else 0, dtype=np.int32),
+            rows=rows if want else None, texts=tuple(texts) if texts is not None else None,
+            values=learner.knowledge.values,
+        )  # fmt: skip
+        _, self.knowledge = as_kept(made)
+
+    def knowledge_for(self, name: str, round_number: int, everyone: list[str]) -> Knowledge | None:
+        """Step 8: what one client is sent: only rows of samples on which the server may teach it.
+
+        The server knows the client's scores and repeats its choice, so no second message is needed.
+
+        Args:
+            name: the client.
+            round_number: the round whose knowledge it is.
+            everyone: all clients asked; their union is sent where the downlink is shared.
+        """
+        if not self.flow.down or self.knowledge is None:
+            return None
+        learner, knowledge = self.learner, self.knowledge
+        if learner.unlabelled is not None:
+            keep = choose_paths({learner.name: knowledge}, len(learner.public), learner.unlabelled.confidence_keep).kept
+            return _only_paths(knowledge, keep)
+        if knowledge.rows is None:
+            return without_rows(knowledge)
+        names = everyone if learner.knowledge.shared_downlink else [name]
+        wanted = [self._won_from(client, round_number) for client in names]
+        return only_samples(knowledge, np.unique(np.concatenate(wanted)))
+
+    def _won_from(self, client: str, round_number: int) -> np.ndarray:
+        """The samples on which this client will choose the server; all of them where its scores are unknown."""
+        if self.knowledge is None:
+            raise RuntimeError("no knowledge has been made yet")
+        scores = self.client_scores.get(client)
+        if scores is None:
+            return np.arange(len(self.learner.public), dtype=np.int64)
+        generator = generator_of(phase_seed(self.learner.seed, client, round_number, "select"))
+        choice = choose(scores, {self.learner.name: self.knowledge}, self.selector, generator)
+        return choice.won_by(self.learner.name)
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def commit(self, round_number: int) -> None:
+        """Put the round on disk, wholly or not at all."""
+        files = {"state": pack_state(self.learner.state())}
+        if self.knowledge is not None:
+            files["knowledge"], _ = as_kept(self.knowledge)
+        files["scores.json"] = json.dumps(
+            {name: np.asarray(scores, dtype="<f4").tobytes().hex() for name, scores in self.client_scores.items()}
+        ).encode()
+        self.store.save(f"{round_number:04d}", files)
+
+    def restore(self) -> int:
+        """Go to the newest committed round; its number, or -1 where there is none."""
+        keys = self.store.keys()
+        if not keys:
+            return -1
+        files = self.store.load(keys[-1])
+        self.learner.load_state(unpack_state(files["state"]))
+        if "knowledge" in files:
+            self.knowledge = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
+        self.client_scores = {
+            name: np.frombuffer(bytes.fromhex(scores), dtype="<f4").copy()
+            for name, scores in json.loads(files["scores.json"]).items()
+        }
+        if self.learner.replay_fraction > 0 and not self.learner.own:
+            self._answers_of_the_untouched_model()
+        return int(keys[-1])
+
+
+Fetch = Callable[[Mapping[str, np.ndarray]], Mapping[str, FetchReply]]
+"""Asks clients for rows: name -> sample indexes, (M,) int64 ascending; returns what came back."""
+
+
+def _only_paths(knowledge: Knowledge, keep: np.ndarray) -> Knowledge:
+    """The paths worth sending: the others travel as an empty text with no score."""
+    kept = np.zeros(len(knowledge.scores), dtype=bool)
+    kept[keep] = True
+    return replace(
+        knowledge,
+        scores=np.where(kept, knowledge.scores, np.float32(np.inf)),
+        sample_index=keep.astype(np.int32),
+        rows=knowledge.rows.take_samples(keep) if knowledge.rows is not None else None,
+        texts=tuple(text if kept[i] else "" for i, text in enumerate(knowledge.texts or ())),
+    )

@@ -1,0 +1,1 @@
+"""From one vocabulary and tokenisation to another: maps, aligned positions, transported logits."""

@@ -1,0 +1,1 @@
+"""The losses that teach a student, and the step that applies them."""

@@ -1,0 +1,1 @@
+"""Frames, messages and the Carrier protocol: pure, no files, no engine."""

@@ -1,0 +1,1 @@
+"""Runs: parties, carriers, run folders, resume."""

@@ -1,0 +1,344 @@
+"""One run: methods one after the other over the same data and models, recorded in one folder."""
+
+import json
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save
+
+from fedtandem.algorithms.fedmkt import run_fedmkt
+from fedtandem.algorithms.learner import Progress
+from fedtandem.atomic import write_bytes, write_text
+from fedtandem.config import RunConfig
+from fedtandem.data.public import public_hash
+from fedtandem.errors import ConfigError
+from fedtandem.evaluation.scorer import Evaluation
+from fedtandem.federation.build import SERVER, Parts, assemble, load_parts
+from fedtandem.federation.events import EventLog, read_events
+from fedtandem.federation.local import FaultPlan, LocalCarrier
+from fedtandem.federation.methods import METHODS, Method, method_named
+from fedtandem.federation.strategy import RoundPolicy, Strategy
+
+_LOG = logging.getLogger(__name__)
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    return None
+
+
+def run_methods(
+    config: RunConfig,
+    methods: Sequence[str],
+    output: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = _silent,
+    faults: FaultPlan | None = None,
+) -> dict[str, Any]:
+    """Run methods and write the run folder.
+
+    Args:
+        config: the run.
+        methods: names of `METHODS`, the first being the one the report is about.
+        output: the run folder; must be new or empty unless `resume`.
+        resume: go on with what this folder holds; the config must be the same.
+        progress: told (what, done, of).
+        faults: what the network does wrong (tests).
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        ConfigError: the folder holds another run; a method is unknown.
+    """
+    chosen = {name: method_named(name) for name in methods}
+    record = _open_record(config, list(methods), output, resume)
+    transformers.utils.logging.disable_progress_bar()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(record["num_threads"])
+    log = EventLog(output / "events.jsonl")
+    try:
+        log.emit("run_started", methods=list(methods), resumed=resume)
+        with _timed_load(log):
+            parts = load_parts(config, progress)
+        record["public_hash"] = public_hash(parts.public)
+        record["models"] = {name: _about(parts, name) for name in parts.parties}
+        _write_record(output, record)
+        for at, (name, method) in enumerate(chosen.items()):
+            starts = method.no_rounds or (at == 0 and "zero_shot" not in chosen)
+            _run_one(parts, name, method, output, log, progress, faults, evaluate_start=starts)
+        summary = _summarise(output, list(methods), config.seed)
+        write_text(output / "summary.json", json.dumps(summary, indent=1))
+        record["status"], record["finished"] = "finished", _now()
+        _write_record(output, record)
+        log.emit("run_finished")
+        return summary
+    finally:
+        log.close()
+
+
+def _open_record(config: RunConfig, methods: list[str], output: Path, resume: bool) -> dict[str, Any]:
+    path = output / "run.json"
+    threads = config.num_threads or torch.get_num_threads()
+    if path.is_file():
+        old = json.loads(path.read_text())
+        if not resume:
+            raise ConfigError(
+                f"{output} already holds a run ({old['status']}). Give --resume to go on with it, or another --output."
+            )
+        if old["config_hash"] != config.hash or old["methods"] != methods:
+            raise ConfigError(
+                f"{output} holds another run: {_difference(old, config, methods)}. Resume with the same file, or give "
+                "another --output."
+            )
+        if config.num_threads is None:
+            threads = old["num_threads"]
+        if old["num_threads"] != threads:
+            raise ConfigError(
+                f"num_threads is {threads}, the run was begun with {old['num_threads']}; other threads give other "
+                "bits. Set num_threads to the old value to resume."
+            )
+        old["status"] = "running"
+        _write_record(output, old)
+        return dict(old)
+    record = {
+        "schema": 1, "name": config.name, "algorithm": config.algorithm, "methods": methods,
+        "config": config.resolved(), "config_hash": config.hash, "seed": config.seed, "versions": versions(),
+        "public_hash": None, "models": {}, "num_threads": threads, "carrier": config.federation.carrier,
+        "started": _now(), "finished": None, "status": "running",
+    }  # fmt: skip
+    _write_record(output, record)
+    return record
+
+
+def _difference(old: Mapping[str, Any], config: RunConfig, methods: list[str]) -> str:
+    if old["methods"] != methods:
+        return f"its methods are {', '.join(old['methods'])}, asked for are {', '.join(methods)}"
+    before, now = _flat(old["config"]), _flat(config.resolved())
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys[:5]) or "its config differs"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".strip(".")).items()}
+    if isinstance(value, list):
+        return {k: v for at, inner in enumerate(value) for k, v in _flat(inner, f"{path}[{at}]").items()}
+    return {path: value}
+
+
+def _write_record(output: Path, record: Mapping[str, Any]) -> None:
+    write_text(output / "run.json", json.dumps(record, indent=1, default=str))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on."""
+    names = ("fedtandem", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _about(parts: Parts, name: str) -> dict[str, Any]:
+    party = parts.parties[name]
+    return {
+        "name": party.config.model,
+        "vocab_hash": party.lm.tokenizer.card.hash,
+        "vocab_size": party.lm.tokenizer.vocab_size,
+        "parameters": sum(p.numel() for p in party.lm.model.parameters()),
+        "trainable": sum(tensor.numel() for tensor in party.untouched.values()),
+        "architecture": type(party.lm.model).__name__ if not hasattr(party.lm.model, "get_base_model")
+        else type(party.lm.model.get_base_model()).__name__,
+        "own_samples": len(party.own),
+    }  # fmt: skip
+
+
+class _timed_load:
+    """Records the CPU seconds of loading (and, the first time, of making models from scratch)."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+
+    def __enter__(self) -> None:
+        import time
+
+        self.start = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        import time
+
+        self.log.emit("phase", phase="load", round=0, party="all", cpu_seconds=time.process_time() - self.start)
+
+
+def _run_one(
+    parts: Parts,
+    name: str,
+    method: Method,
+    output: Path,
+    log: EventLog,
+    progress: Progress,
+    faults: FaultPlan | None,
+    *,
+    evaluate_start: bool,
+) -> None:
+    """One method from its first to its last round, or from where it stopped."""
+    done = output / "methods" / name / "done"
+    if done.is_file():
+        return
+
+    def emit(event: str, **fields: Any) -> None:
+        log.emit(event, method=name, **fields)
+        if event == "warning":
+            _LOG.warning("%s: %s", fields.get("signature"), fields.get("text"))
+
+    def report(party: str, round_number: int, results: Mapping[str, Evaluation]) -> None:
+        _keep_evaluations(output, name, party, round_number, results)
+        for split, result in results.items():
+            emit(
+                "metric", round=round_number, party=party, split=split, metric=result.metric, value=result.value,
+                n=result.n, higher_is_better=result.higher_is_better,
+            )  # fmt: skip
+
+    traffic: dict[tuple[int, str], list[int]] = {}
+
+    def count(party: str, round_number: int, up: int, down: int) -> None:
+        total = traffic.setdefault((round_number, party), [0, 0])
+        total[0] += up
+        total[1] += down
+        emit("bytes", round=round_number, party=party, up=total[0], down=total[1])
+
+    emit("method_started", says=method.says)
+    folder = output / "methods" / name / "state"
+    server, clients = assemble(
+        parts, method, folder, emit, lambda what, at, of: progress(f"{name} · {what}", at, of), report,
+        evaluate_start=evaluate_start,
+    )  # fmt: skip
+    federation = parts.config.federation
+    strategy = Strategy(
+        LocalCarrier(clients, count=count, faults=faults),
+        RoundPolicy(
+            federation.fraction_train, federation.min_clients, federation.deadline_s, federation.on_short,
+            parts.config.seed,
+        ),
+        emit,
+    )  # fmt: skip
+    if method.no_rounds:
+        server.report(0, server.learner.evaluate(0))
+        for client in clients.values():
+            client.report(0, client.learner.evaluate(0))
+    else:
+        run_fedmkt(server, strategy, emit)
+    _save_adapters(parts, output, name, method, clients.keys())
+    write_text(done, _now())
+    emit("method_finished")
+
+
+def _save_adapters(parts: Parts, output: Path, method_name: str, method: Method, clients: Sequence[str] | Any) -> None:
+    """Final states as PEFT folders (or whole models), with a `round.json` beside them."""
+    flow = method.flow
+    trained = list(clients) if flow.asks_clients else []
+    if flow.server_learns or flow.server_private:
+        trained.append(SERVER)
+    for name in trained:
+        folder = output / "adapters" / method_name / name
+        parts.parties[name].lm.save(folder)
+        about = {
+            "method": method_name, "party": name, "round": parts.config.federation.num_rounds,
+            "seed": parts.config.seed, "base_model": parts.parties[name].config.model,
+            "vocab_hash": parts.parties[name].lm.tokenizer.card.hash,
+        }  # fmt: skip
+        write_text(folder / "round.json", json.dumps(about, indent=1))
+
+
+# -- evaluations and the summary ---------------------------------------------------------------------------------
+
+
+def _keep_evaluations(
+    output: Path, method: str, party: str, round_number: int, results: Mapping[str, Evaluation]
+) -> None:
+    """Per-item values of one evaluation, committed before the state that made them."""
+    arrays = {}
+    for split, result in results.items():
+        arrays[f"{party}|{split}|{result.metric}|value"] = np.asarray(result.item_values, dtype=np.float32)
+        arrays[f"{party}|{split}|{result.metric}|weight"] = np.asarray(result.item_weights, dtype=np.float32)
+    if arrays:
+        write_bytes(output / "methods" / method / "evaluations" / f"{party}-{round_number:04d}.safetensors", save(arrays))
+
+
+def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
+    """Rows of the final states, bytes and CPU seconds; per-item values go to `items/`."""
+    events = read_events(output / "events.jsonl")
+    rows = []
+    for name in methods if "zero_shot" in methods else ["zero_shot", *methods]:
+        latest: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for event in events:
+            if event["event"] == "metric" and _belongs(event, name, methods):
+                key = (event["party"], event["split"], event["metric"])
+                if key not in latest or latest[key]["round"] <= event["round"]:
+                    latest[key] = event
+        parties = _parties_of(METHODS[name])
+        items: dict[str, np.ndarray] = {}
+        for (party, split, metric), event in sorted(latest.items()):
+            if ("server" if party == SERVER else "clients") not in parties:
+                continue
+            rows.append({
+                "method": name, "party": party, "split": split, "metric": metric,
+                "higher_is_better": event["higher_is_better"], "value": event["value"], "n": event["n"], "seed": seed,
+            })  # fmt: skip
+            kept = load_file(output / "methods" / event["method"] / "evaluations" / f"{party}-{event['round']:04d}.safetensors")
+            items.update({key: value for key, value in kept.items() if key.startswith(f"{party}|{split}|{metric}|")})
+        if items:
+            write_bytes(output / "items" / f"{name}.safetensors", save(items))
+    traffic = [
+        {"method": e["method"], "round": e["round"], "party": e["party"], "up": e["up"], "down": e["down"]}
+        for e in events
+        if e["event"] == "bytes"
+    ]
+    seconds = [
+        {"method": e.get("method", "all"), "round": e["round"], "party": e["party"], "phase": e["phase"],
+         "value": e["cpu_seconds"]}
+        for e in events
+        if e["event"] == "phase"
+    ]  # fmt: skip
+    return {"schema": 1, "rows": rows, "bytes": traffic, "cpu_seconds": seconds}
+
+
+def _belongs(event: Mapping[str, Any], name: str, methods: list[str]) -> bool:
+    """Whether an evaluation is one of this method's; the untouched models are measured by the first method."""
+    if name == "zero_shot" and name not in methods:
+        return bool(event["method"] == methods[0] and event["round"] == 0)
+    return bool(event["method"] == name)
+
+
+def _parties_of(method: Method) -> frozenset[str]:
+    return method.parties
+
+
+def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_output: bool) -> int:
+    """`fedtandem run`: one method, its controls, a table and a report."""
+    from fedtandem.federation.progress import Watch
+    from fedtandem.reports.html import report_command
+    from fedtandem.reports.tables import print_summary
+
+    folder = output or Path("runs") / config.name
+    with Watch(quiet=json_output) as watch:
+        summary = run_methods(config, config.methods, folder, resume=resume, progress=watch)
+    if json_output:
+        print(json.dumps({"output": str(folder), **summary}))
+    else:
+        print_summary(folder)
+    if config.report.enabled:
+        page = report_command(folder)
+        if not json_output:
+            print(f"report: {page}")
+    return 0

@@ -1,0 +1,107 @@
+"""Our round policy: who is asked, how long we wait, and what a short round does."""
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from fedtandem.errors import InvalidMessage, QuorumError
+from fedtandem.exchange.carrier import Absence, Carrier, Envelope
+
+Reply = TypeVar("Reply")
+Emit = Callable[..., None]
+_LOG = logging.getLogger(__name__)
+
+MAX_ASKS = 10
+"""`on_short = "wait"` re-asks those missing this many times before it gives up."""
+
+
+@dataclass(frozen=True)
+class RoundPolicy:
+    """The `[federation]` values a round needs.
+
+    Source: specification of the federation, section 5.
+    """
+
+    fraction_train: float = 1.0
+    min_clients: int = 1
+    deadline_s: float = 600.0
+    on_short: Literal["wait", "skip", "fail"] = "wait"
+    seed: int = 0
+
+
+class Strategy:
+    """Asks clients through a carrier and returns the *valid* replies.
+
+    An invalid reply is an absence with the party's name, never a crash.
+    """
+
+    def __init__(self, carrier: Carrier, policy: RoundPolicy, emit: Emit) -> None:
+        self.carrier = carrier
+        self.policy = policy
+        self.emit = emit
+
+    def names(self) -> list[str]:
+        """Every client that can be asked now, sorted by name."""
+        return sorted(party.name for party in self.carrier.parties())
+
+    def chosen(self, round_number: int) -> list[str]:
+        """The clients of this round: `fraction_train` of the sorted names, drawn by seed and round."""
+        names = self.names()
+        count = max(1, round(self.policy.fraction_train * len(names)))
+        if count >= len(names):
+            return names
+        draw = random.Random(f"{self.policy.seed}/{round_number}")
+        return sorted(draw.sample(names, count))
+
+    def ask(
+        self,
+        requests: Mapping[str, Envelope],
+        decode: Callable[[str, Envelope], Reply],
+        *,
+        round_number: int,
+        everyone: bool = False,
+    ) -> dict[str, Reply] | None:
+        """Send each named party its envelope and decode what comes back.
+
+        Args:
+            requests: client name -> envelope.
+            decode: turns a reply into a checked message; raises `InvalidMessage` where it cannot.
+            round_number: for messages and events.
+            everyone: every client asked must answer (cards); else `min_clients` suffice.
+
+        Returns:
+            The valid replies by client name, sorted by name; None when the round is short and
+            `on_short = "skip"`.
+
+        Raises:
+            QuorumError: the round is short and `on_short = "fail"`, or waiting did not help; names the missing.
+        """
+        quorum = len(requests) if everyone else min(self.policy.min_clients, len(requests))
+        replies: dict[str, Reply] = {}
+        waiting = dict(requests)
+        missing: dict[str, Absence] = {}
+        for _ in range(MAX_ASKS):
+            answers = self.carrier.ask(waiting, deadline_s=self.policy.deadline_s)
+            missing = dict(answers.absences)
+            for name, envelope in answers.replies.items():
+                try:
+                    replies[name] = decode(name, envelope)
+                except InvalidMessage as error:
+                    missing[name] = Absence("invalid", str(error))
+            for name, absence in sorted(missing.items()):
+                _LOG.warning("round %d: %s is absent (%s): %s", round_number, name, absence.reason, absence.text)
+                self.emit("absence", round=round_number, party=name, reason=absence.reason, text=absence.text)
+            if len(replies) >= quorum:
+                return dict(sorted(replies.items()))
+            if self.policy.on_short == "skip" and not everyone:
+                return None
+            if self.policy.on_short == "fail":
+                break
+            waiting = {name: requests[name] for name in missing}
+        told = "; ".join(f"{name}: {absence.reason} ({absence.text})" for name, absence in sorted(missing.items()))
+        raise QuorumError(
+            f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {quorum} are "
+            f"needed. Missing: {told}. Bring them back and go on with --resume, or lower federation.min_clients."
+        )

@@ -1,0 +1,1 @@
+"""What is exchanged: top-K logits per token, cross-entropy per sample."""

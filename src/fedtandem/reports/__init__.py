@@ -1,0 +1,1 @@
+"""A run's record, its tables and figures."""

@@ -1,0 +1,1 @@
+"""Methods x seeds, and the statistics of their differences."""

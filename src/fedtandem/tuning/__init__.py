@@ -1,0 +1,1 @@
+"""A party's fine-tuning of its adapter; never sees another party."""
