@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +34,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> None:
     """Fix the thread count where torch is loaded: sums must not depend on the machine's cores."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    yield

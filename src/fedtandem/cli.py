@@ -153,7 +153,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
     return study_command(
         arguments.file,
-        output=arguments.output or Path("studies-out") / Path(arguments.file).stem,
+        output=arguments.output,
         overrides=arguments.overrides,
         json_output=arguments.json,
     )
@@ -232,8 +232,9 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="hub name, folder, PEFT folder or embedded:NAME")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="adapter to put on it")
+    parser.add_argument(
+        "--model", required=True, help="hub name, folder, PEFT folder (with its adapter) or embedded:NAME"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="F", help="held-out rows")
     parser.add_argument("--preset", help="columns, template and metric of a well-known set, e.g. boolq")
     parser.add_argument("--metric", choices=["exact_match", "accuracy", "bits_per_byte", "rouge_l"])
@@ -249,7 +250,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     result = eval_command(
         EvalRequest(
             model=arguments.model,
-            adapter=arguments.adapter,
             data=arguments.data,
             preset=arguments.preset,
             metric=arguments.metric,
@@ -364,7 +364,7 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "watch a server and two clients teach each other, from nothing to a report", _demo_flags, _demo
+        "a server and two clients teach each other, from nothing to a report", _demo_flags, _demo
     ),
     "init": Command("write a checked config from your own files", _init_flags, _init),
     "check": Command("validate a config, show tokens, estimate cost; loads no weights", _check_flags, _check),

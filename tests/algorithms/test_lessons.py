@@ -15,7 +15,9 @@ N = 5
 scores = st.lists(st.floats(0, 20, width=32) | st.just(float("inf")), min_size=N, max_size=N)
 
 
-def knowledge(name: str, losses: list[float], rows: SparseLogits | None = None, index: list[int] | None = None) -> Knowledge:
+def knowledge(
+    name: str, losses: list[float], rows: SparseLogits | None = None, index: list[int] | None = None
+) -> Knowledge:
     return Knowledge(
         party=name, round=1, vocab_hash="v", public_hash="p", scores=np.asarray(losses, dtype=np.float32),
         sample_index=np.asarray(index or [], dtype=np.int32), rows=rows, texts=None,
@@ -34,7 +36,9 @@ def test_a_labelled_sample_has_a_teacher_exactly_when_a_peer_is_strictly_better(
 
 
 @given(peers=st.lists(scores, min_size=2, max_size=4), data=st.data())
-def test_the_order_in_which_clients_answer_changes_nothing(peers: list[list[float]], data: st.DataObject) -> None:
+def test_the_order_in_which_clients_answer_changes_nothing(
+    peers: list[list[float]], data: st.DataObject
+) -> None:
     told = {f"client-{i}": knowledge(f"client-{i}", losses) for i, losses in enumerate(peers)}
     shuffled = dict(data.draw(st.permutations(list(told.items()))))
     own = np.full(N, 5.0, dtype=np.float32)
@@ -48,7 +52,9 @@ def test_the_order_in_which_clients_answer_changes_nothing(peers: list[list[floa
 
 
 @given(peers=st.lists(scores, min_size=1, max_size=4), keep=st.floats(0.05, 1.0))
-def test_the_surest_paths_are_kept_and_a_prompt_without_one_never(peers: list[list[float]], keep: float) -> None:
+def test_the_surest_paths_are_kept_and_a_prompt_without_one_never(
+    peers: list[list[float]], keep: float
+) -> None:
     told = {f"client-{i}": knowledge(f"client-{i}", losses) for i, losses in enumerate(peers)}
     choice = choose_paths(told, N, keep)
     best = np.asarray(peers, dtype=np.float32).min(axis=0)

@@ -50,7 +50,9 @@ def test_a_mask_of_another_length_is_refused() -> None:
     logits=st.lists(st.floats(-8, 8), min_size=2, max_size=8),
     temperature=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
 )
-def test_softening_everything_kept_is_the_softmax_at_that_temperature(logits: list[float], temperature: float) -> None:
+def test_softening_everything_kept_is_the_softmax_at_that_temperature(
+    logits: list[float], temperature: float
+) -> None:
     z = torch.tensor([logits])
     whole = SparseTargets(
         torch.arange(len(logits))[None], z.log_softmax(-1), torch.tensor([-torch.inf]), torch.tensor([True])

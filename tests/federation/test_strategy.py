@@ -1,7 +1,5 @@
 """The round policy against the local carrier with injected faults."""
 
-from collections.abc import Callable
-
 import pytest
 
 from fedtandem.errors import InvalidMessage, QuorumError
@@ -48,7 +46,11 @@ def strategy(
     *, faults: FaultPlan | None = None, events: list[dict[str, object]] | None = None, **policy: object
 ) -> tuple[Strategy, dict[str, Echo]]:
     parties = {name: Echo() for name in ("c", "a", "b")}
-    emit: Callable[..., None] = lambda event, **fields: events.append({"event": event, **fields}) if events is not None else None  # noqa: E731, E501
+
+    def emit(event: str, **fields: object) -> None:
+        if events is not None:
+            events.append({"event": event, **fields})
+
     return Strategy(LocalCarrier(parties, faults=faults), RoundPolicy(**policy), emit), parties  # type: ignore[arg-type]
 
 
@@ -103,7 +105,9 @@ def test_sampling_depends_on_seed_and_round_alone() -> None:
     parties = {name: Echo() for name in names}
     first = Strategy(LocalCarrier(parties), RoundPolicy(fraction_train=0.3, seed=1), lambda *_, **__: None)
     again = Strategy(
-        LocalCarrier(dict(reversed(parties.items()))), RoundPolicy(fraction_train=0.3, seed=1), lambda *_, **__: None
+        LocalCarrier(dict(reversed(parties.items()))),
+        RoundPolicy(fraction_train=0.3, seed=1),
+        lambda *_, **__: None,
     )
     draws = [first.chosen(t) for t in range(1, 6)]
     assert draws == [again.chosen(t) for t in range(1, 6)]

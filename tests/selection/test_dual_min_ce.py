@@ -26,9 +26,13 @@ def brute_force(own: list[float], peers: list[list[float]], margin: float) -> li
 
 
 @given(own=losses, peers=few_peers)
-def test_a_teacher_is_chosen_exactly_when_some_peer_does_better(own: list[float], peers: list[list[float]]) -> None:
+def test_a_teacher_is_chosen_exactly_when_some_peer_does_better(
+    own: list[float], peers: list[list[float]]
+) -> None:
     own_loss, peer_losses = torch.tensor(own), torch.tensor(peers)
-    assert torch.equal(choose_teacher(own_loss, peer_losses) == NO_TEACHER, (peer_losses >= own_loss).all(dim=0))
+    assert torch.equal(
+        choose_teacher(own_loss, peer_losses) == NO_TEACHER, (peer_losses >= own_loss).all(dim=0)
+    )
 
 
 @given(own=losses, peers=few_peers, margin=st.sampled_from([0.0, 0.5, 2.0]))

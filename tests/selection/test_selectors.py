@@ -21,7 +21,9 @@ def chance() -> torch.Generator:
 
 
 @given(own=losses, peers=st.lists(losses, min_size=1, max_size=4))
-def test_all_takes_the_best_peer_however_good_the_learner_is(own: list[float], peers: list[list[float]]) -> None:
+def test_all_takes_the_best_peer_however_good_the_learner_is(
+    own: list[float], peers: list[list[float]]
+) -> None:
     peer_losses = torch.tensor(peers)
     chosen = load_selector("all")(torch.tensor(own), peer_losses, chance())
     is_scored = ~peer_losses.isinf().all(dim=0)
@@ -31,7 +33,9 @@ def test_all_takes_the_best_peer_however_good_the_learner_is(own: list[float], p
 
 
 @given(own=losses, peers=st.lists(losses, min_size=1, max_size=4))
-def test_none_picks_nobody_and_dual_min_ce_is_the_papers_rule(own: list[float], peers: list[list[float]]) -> None:
+def test_none_picks_nobody_and_dual_min_ce_is_the_papers_rule(
+    own: list[float], peers: list[list[float]]
+) -> None:
     own_loss, peer_losses = torch.tensor(own), torch.tensor(peers)
     assert (load_selector("none")(own_loss, peer_losses, chance()) == NO_TEACHER).all()
     expected = choose_teacher(own_loss, peer_losses)

@@ -24,8 +24,8 @@ from fedtandem.algorithms.states import pack_state, unpack_state
 from fedtandem.data.public import public_hash
 from fedtandem.errors import InvalidMessage, PublicSetMismatch
 from fedtandem.evaluation.scorer import Evaluation
-from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.card import Card
+from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply, FetchRequest, WorkReply, WorkRequest
 from fedtandem.exchange.reading import ANY, Expected
@@ -39,7 +39,7 @@ MakeMap = Callable[[Card], np.ndarray]
 class Store(Protocol):
     """Where a party commits its states; `federation.store.RoundStore` is one."""
 
-    def keys(self) -> list[str]: ...
+    def committed(self) -> list[str]: ...
     def save(self, key: str, files: Mapping[str, bytes]) -> None: ...
     def load(self, key: str) -> dict[str, bytes]: ...
     def put(self, name: str, data: bytes) -> None: ...
@@ -107,7 +107,7 @@ class Client:
         if envelope.kind in ("work", "finish"):
             request = WorkRequest.from_envelope(envelope, expected=self._expected())
             key = f"{request.round:04d}-{'b' if request.adapter is not None else 'a'}"
-            if key in self.store.keys():
+            if key in self.store.committed():
                 return Envelope.from_bytes(self.store.load(key)["reply"])
             return self._work(request, key, passes=envelope.kind == "work" and not request.return_adapter)
         raise InvalidMessage(
@@ -157,13 +157,15 @@ class Client:
     # -- work --------------------------------------------------------------------------------------------------
 
     def _work(self, request: WorkRequest, key: str, *, passes: bool) -> Envelope:
-        self._wake()
+        self.wake()
         learner = self.learner
         done = request.round - 1
         if request.distil:
             self._learn(done, request.knowledge)
         if request.adapter is not None:
-            learner.lm.load_state({name: torch.from_numpy(np.array(value)) for name, value in request.adapter.items()})
+            learner.lm.load_state(
+                {name: torch.from_numpy(np.array(value)) for name, value in request.adapter.items()}
+            )
         if (request.adapter is not None or not request.return_adapter) and self.rounds.evaluates(done):
             self.report(done, learner.evaluate(done))
         if request.tune:
@@ -189,9 +191,9 @@ class Client:
             self._at = None
         return reply
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Be in the newest committed state; from disk where memory does not hold it."""
-        keys = self.store.keys()
+        keys = self.store.committed()
         newest = keys[-1] if keys else None
         if newest is not None and newest != self._at:
             files = self.store.load(newest)
@@ -202,7 +204,9 @@ class Client:
         if self.flow.down and not self.classroom.crossings:
             card = self._server_card()
             if card is None:
-                raise InvalidMessage(f"{self.learner.name}: work arrived before the server's card; send `card` first.")
+                raise InvalidMessage(
+                    f"{self.learner.name}: work arrived before the server's card; send `card` first."
+                )
             self._meet(card)
 
     def _needs_scores(self) -> bool:
@@ -221,7 +225,13 @@ class Client:
             texts, scores, rows, refused = write_knowledge(
                 learner, learner.unlabelled, round_number, self.repeats_private
             )
-            learner.emit("paths", round=round_number, party=learner.name, written=sum(map(bool, texts)), refused=refused)
+            learner.emit(
+                "paths",
+                round=round_number,
+                party=learner.name,
+                written=sum(map(bool, texts)),
+                refused=refused,
+            )
         return Knowledge(
             party=learner.name, round=round_number, vocab_hash=self.vocabulary_hash, public_hash=self.public_hash,
             scores=scores, sample_index=np.arange(len(scores), dtype=np.int32), rows=rows,
@@ -252,7 +262,11 @@ class Client:
             source = knowledge if knowledge is not None else self._knowledge
             sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
             return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
-        own = self._knowledge.scores if self._knowledge is not None else np.full(len(learner.public), np.inf, np.float32)
+        own = (
+            self._knowledge.scores
+            if self._knowledge is not None
+            else np.full(len(learner.public), np.inf, np.float32)
+        )
         sources = {} if knowledge is None else {knowledge.party: knowledge}
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
         return choose(own, sources, self.selector, generator), sources
@@ -264,15 +278,17 @@ class Client:
 
     def _fetch(self, request: FetchRequest) -> Envelope:
         """Rows of the named samples from this client's file; no model is used."""
-        keys = [key for key in self.store.keys() if key.startswith(f"{request.round:04d}-")]
+        keys = [key for key in self.store.committed() if key.startswith(f"{request.round:04d}-")]
         files = self.store.load(keys[-1]) if keys else {}
         if "knowledge" not in files:
             raise InvalidMessage(
                 f"{self.learner.name}: rows of round {request.round} were asked for, but this client keeps those of "
-                f"{', '.join(self.store.keys()) or 'no round'}."
+                f"{', '.join(self.store.committed()) or 'no round'}."
             )
         whole = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
-        return FetchReply(request.round, self.learner.name, only_samples(whole, request.sample_index)).to_envelope()
+        return FetchReply(
+            request.round, self.learner.name, only_samples(whole, request.sample_index)
+        ).to_envelope()
 
 
 # -- what both ends do alike -------------------------------------------------------------------------------------
@@ -315,7 +331,7 @@ def report_alignment(learner: Learner, teacher: Card, crossing: Crossing) -> Non
         learner.emit(
             "warning", round=0, party=learner.name, signature="poor alignment",
             text=f"{crossing.aligned_share:.0%} of {learner.name}'s answer positions have a partner in "
-            f"{teacher.party}'s tokenisation ({learner.lm.name} <- {teacher.model}); the others learn from labels alone",
+            f"{teacher.party}'s tokenisation ({learner.lm.name} <- {teacher.model}); the others learn the labels only",
         )  # fmt: skip
 
 
@@ -333,7 +349,11 @@ def check_knowledge(knowledge: Knowledge, public: str, n_public: int) -> None:
 
 
 def report_choice(
-    learner: Learner, round_number: int, choice: Choice, sources: Mapping[str, Knowledge], classroom: Classroom
+    learner: Learner,
+    round_number: int,
+    choice: Choice,
+    sources: Mapping[str, Knowledge],
+    classroom: Classroom,
 ) -> None:
     """Record who teaches what; warn of one teacher for all, light rows and unscored samples."""
     teachers = {name: len(choice.won_by(name)) for name in choice.names}
@@ -345,7 +365,7 @@ def report_choice(
             kept_mass[name] = float(1 - np.exp(knowledge.rows.tail_log_prob.astype(np.float64)).mean())
     learner.emit(
         "selection", round=round_number, party=learner.name, teachers=teachers, n=len(choice.kept),
-        skipped=int(round(skip_rate(choice) * total)), unscored=unscored, kept_mass=kept_mass,
+        skipped=round(skip_rate(choice) * total), unscored=unscored, kept_mass=kept_mass,
     )  # fmt: skip
     for name, mass in kept_mass.items():
         if mass < 0.9:

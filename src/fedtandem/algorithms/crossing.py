@@ -82,7 +82,9 @@ class Crossing:
         if self.mode == "mined":
             return self._carry_min_ed(rows, sample_index, texts)
         if self._row_of is None:
-            row_of = self._align(public_ends(texts), EndTable(rows.end_byte, rows.segment, rows.sample_splits))
+            row_of = self._align(
+                public_ends(texts), EndTable(rows.end_byte, rows.segment, rows.sample_splits)
+            )
         else:
             row_of = self._rows_of_chosen(rows, sample_index)
         return transport_bytes(rows, row_of, self.id_map), row_of >= 0
@@ -121,7 +123,9 @@ class Crossing:
             teacher_ids, teacher_segment = theirs.token_ids[rows], theirs.ends.segment[rows]
             found: list[list[int]] = [[] for _ in text.positions]
             for segment in (0, 1):
-                own_at = np.flatnonzero(text.segment == segment) if text.scored else np.zeros(0, dtype=np.int64)
+                own_at = (
+                    np.flatnonzero(text.segment == segment) if text.scored else np.zeros(0, dtype=np.int64)
+                )
                 their_at = np.flatnonzero(teacher_segment == segment)
                 if len(own_at) == 0 or len(their_at) == 0:
                     continue
@@ -133,7 +137,9 @@ class Crossing:
                     found[at] = [int(their_at[place]) for place in places]
             matches.append(found)
         total = sum(len(found) for found in matches)
-        self.aligned_share = sum(len(p) == 1 for found in matches for p in found) / total if total else float("nan")
+        self.aligned_share = (
+            sum(len(p) == 1 for found in matches for p in found) / total if total else float("nan")
+        )
         return matches
 
     def _carry_min_ed(
@@ -164,7 +170,6 @@ class Crossing:
         if not carried:
             return SparseLogits.empty(0), np.zeros(0, dtype=bool)
         return SparseLogits.concat(carried), np.concatenate(taught)
-
 
     def _opens_text(self, text: Encoded) -> tuple[int, ...]:
         """The rows that have just read the first token of the text (only among prompt rows)."""

@@ -27,8 +27,8 @@ import numpy as np
 from fedtandem.algorithms.learner import Emit
 from fedtandem.algorithms.server import Server
 from fedtandem.errors import InvalidMessage
-from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.card import Card
+from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply, FetchRequest, WorkReply, WorkRequest
 
@@ -87,7 +87,7 @@ def _exchange_cards(server: Server, clients: Clients) -> None:
     """Once per run: vocabularies and where rows lie; another public set is refused before round 1."""
     card = server.own_card().to_envelope()
     cards = clients.ask(
-        {name: card for name in clients.names()},
+        dict.fromkeys(clients.names(), card),
         lambda _name, envelope: Card.from_envelope(envelope),
         round_number=0,
         everyone=True,
@@ -101,13 +101,17 @@ def _work(server: Server, clients: Clients, round_number: int) -> dict[str, Work
     flow, last = server.flow, server.rounds.num_rounds
     names = clients.names() if round_number > last else clients.chosen(round_number)
     distil = flow.clients_learn and round_number > 1
-    averages = flow.aggregate_every > 0 and round_number > 1 and (round_number - 1) % flow.aggregate_every == 0
+    averages = (
+        flow.aggregate_every > 0 and round_number > 1 and (round_number - 1) % flow.aggregate_every == 0
+    )
     knowledge = {
         name: server.knowledge_for(name, round_number - 1, names) if distil else None for name in names
     }
     adapter: dict[str, np.ndarray] | None = None
     if averages:
-        parts = _ask(server, clients, round_number, names, distil, knowledge, None, tune=False, give_back=True)
+        parts = _ask(
+            server, clients, round_number, names, distil, knowledge, None, tune=False, give_back=True
+        )
         if parts is None:
             return None
         adapter = average(parts)
@@ -179,12 +183,16 @@ def average(replies: Mapping[str, WorkReply]) -> dict[str, np.ndarray]:
     mean: dict[str, np.ndarray] = {}
     for name in names:
         adapter = replies[name].adapter
-        if adapter is None or first is None or {k: v.shape for k, v in adapter.items()} != {
-            k: v.shape for k, v in first.items()
-        }:
+        if (
+            adapter is None
+            or first is None
+            or {k: v.shape for k, v in adapter.items()} != {k: v.shape for k, v in first.items()}
+        ):
             raise InvalidMessage(f"{name}: its weights differ in name or shape from those of {names[0]}; only equal "
                                  "models can be averaged")  # fmt: skip
         weight = replies[name].n_private / total
         for key, value in adapter.items():
-            mean[key] = mean.get(key, np.zeros(value.shape, dtype=np.float64)) + weight * value.astype(np.float64)
+            mean[key] = mean.get(key, np.zeros(value.shape, dtype=np.float64)) + weight * value.astype(
+                np.float64
+            )
     return {key: value.astype(np.float32) for key, value in mean.items()}

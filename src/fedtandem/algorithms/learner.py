@@ -160,7 +160,9 @@ class Learner:
             Example(text, rows, taught)
             for text, rows, taught in zip(lesson.texts, lesson.rows, lesson.taught, strict=True)
         ]
-        replay = (self.own_examples if self.replay is None else self.replay) if self.replay_fraction > 0 else []
+        replay = (
+            (self.own_examples if self.replay is None else self.replay) if self.replay_fraction > 0 else []
+        )
         fraction = self.replay_fraction if replay else 0.0
         self._train("public", round_number, examples, self.public_settings, replay, fraction)
 
@@ -174,8 +176,13 @@ class Learner:
         replay_fraction: float,
     ) -> None:
         if not examples:
-            self.emit("warning", round=round_number, party=self.name, signature="nothing to train on",
-                      text=f"{self.name}: the {phase} phase of round {round_number} has no samples")
+            self.emit(
+                "warning",
+                round=round_number,
+                party=self.name,
+                signature="nothing to train on",
+                text=f"{self.name}: the {phase} phase of round {round_number} has no samples",
+            )
             return
         span = ((round_number - 1) / self.num_rounds, round_number / self.num_rounds)
         report = train_phase(
@@ -246,7 +253,11 @@ class Learner:
         with self.timed("evaluate", round_number):
             for test in self.tests:
                 results[test.split] = evaluate(
-                    self.lm, test.samples, test.metric, batch_size=self.eval_batch_size, max_length=self.max_length
+                    self.lm,
+                    test.samples,
+                    test.metric,
+                    batch_size=self.eval_batch_size,
+                    max_length=self.max_length,
                 )
                 self.progress(f"{self.name}: evaluation", len(results), len(self.tests))
         return results

@@ -150,13 +150,15 @@ def rows_of(knowledge: Knowledge, samples: np.ndarray) -> SparseLogits:
         InvalidMessage: the party sent no rows for one of them.
     """
     if knowledge.rows is None:
-        raise InvalidMessage(f"{knowledge.party}, round {knowledge.round}: no rows came, but {len(samples)} are needed.")
+        raise InvalidMessage(
+            f"{knowledge.party}, round {knowledge.round}: no rows came, but {len(samples)} are needed."
+        )
     held = knowledge.sample_index
     at = np.minimum(np.searchsorted(held, samples), max(0, len(held) - 1))
     if len(samples) and (len(held) == 0 or not np.array_equal(held[at], samples)):
         absent = np.setdiff1d(samples, held)
         raise InvalidMessage(
-            f"{knowledge.party}, round {knowledge.round}: rows for {len(absent)} of {len(samples)} samples are missing, "
+            f"{knowledge.party}, round {knowledge.round}: rows of {len(absent)} of {len(samples)} samples are missing, "
             f"the first is sample {int(absent[0])}; it holds rows for {len(held)}."
         )
     return knowledge.rows.take_samples(at)
@@ -210,4 +212,3 @@ def skip_rate(choice: Choice) -> float:
 def generator_of(seed: int) -> torch.Generator:
     """A seeded generator on the CPU."""
     return torch.Generator().manual_seed(seed)
-

@@ -80,7 +80,9 @@ def _score(nll: np.ndarray, text: Encoded, settings: KnowledgeSettings, party: s
             return float(token_score(nll[answer]))
         return float(bytes_score(nll[answer], text.is_eos[answer], text.n_answer_bytes))
     except ValueError as error:
-        raise InvalidMessage(f"{party}: the model's loss on a public sample is not a number: {error}") from error
+        raise InvalidMessage(
+            f"{party}: the model's loss on a public sample is not a number: {error}"
+        ) from error
 
 
 def _rows(

@@ -19,14 +19,21 @@ from fedtandem.algorithms.client import (
     without_rows,
 )
 from fedtandem.algorithms.learner import Learner, phase_seed
-from fedtandem.algorithms.lessons import Choice, Classroom, choose, choose_paths, generator_of, write_knowledge
+from fedtandem.algorithms.lessons import (
+    Choice,
+    Classroom,
+    choose,
+    choose_paths,
+    generator_of,
+    write_knowledge,
+)
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
 from fedtandem.data.public import public_hash
 from fedtandem.errors import PublicSetMismatch
 from fedtandem.evaluation.scorer import Evaluation
-from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.card import Card
+from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply
 from fedtandem.exchange.reading import Expected
@@ -87,8 +94,8 @@ class Server:
         """
         if card.public_hash != self.public_hash:
             raise PublicSetMismatch(
-                f"client {card.party} holds public set {card.public_hash[:16]} with {card.n_public} samples, the server "
-                f"{self.public_hash[:16]} with {len(self.learner.public)}. Give all parties the same file, in order."
+                f"client {card.party} holds public set {card.public_hash[:16]} with {card.n_public} samples, "
+                f"the server {self.public_hash[:16]} with {len(self.learner.public)}. Give all the same file, in order."
             )
         self.cards[card.party] = card
         if self.flow.up:
@@ -117,7 +124,9 @@ class Server:
         if stored is None:
             stored = json.dumps(self.learner.write(0, self._answer_tokens())).encode()
             self.store.put("replay", stored)
-        self.learner.emit("replay", round=0, party=self.learner.name, source="greedy answers of the untouched model")
+        self.learner.emit(
+            "replay", round=0, party=self.learner.name, source="greedy answers of the untouched model"
+        )
         answers: list[str] = json.loads(stored)
         index = [i for i, text in enumerate(answers) if text]
         self.learner.replay = [
@@ -158,7 +167,9 @@ class Server:
             report_choice(learner, round_number, choice, sources, self.classroom)
         learner.learn(round_number, lesson)
 
-    def _choose(self, round_number: int, replies: Mapping[str, Knowledge]) -> tuple[Choice, dict[str, Knowledge]]:
+    def _choose(
+        self, round_number: int, replies: Mapping[str, Knowledge]
+    ) -> tuple[Choice, dict[str, Knowledge]]:
         learner = self.learner
         with learner.timed("select", round_number):
             if learner.unlabelled is not None:
@@ -167,7 +178,11 @@ class Server:
                     sources = {learner.name: without_own_rows(self.knowledge, learner.name)}
                 return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
             sources = dict(replies) if self.flow.up else {}
-            own = self.knowledge.scores if self.knowledge is not None else np.full(len(learner.public), np.inf, "f4")
+            own = (
+                self.knowledge.scores
+                if self.knowledge is not None
+                else np.full(len(learner.public), np.inf, "f4")
+            )
             generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
             return choose(own, sources, self.selector, generator), sources
 
@@ -195,7 +210,11 @@ class Server:
         """Steps 7-8 and the round's end: pass over the public set, measure, commit."""
         last = round_number == self.rounds.num_rounds
         changed = self.flow.server_learns or self.flow.server_private
-        if changed and (self.flow.down or not last) and (self.flow.up or self.flow.down or self._studies_alone()):
+        if (
+            changed
+            and (self.flow.down or not last)
+            and (self.flow.up or self.flow.down or self._studies_alone())
+        ):
             self._pass(round_number)
         if self.rounds.evaluates(round_number) and (changed or last):
             self.report(round_number, self.learner.evaluate(round_number))
@@ -215,7 +234,9 @@ class Server:
         else:
             if round_number == 0 and self.flow.up:
                 return  # nobody compares with, or is sent, paths of the untouched model
-            texts, scores, rows, _ = write_knowledge(learner, learner.unlabelled, round_number, lambda _text: False)
+            texts, scores, rows, _ = write_knowledge(
+                learner, learner.unlabelled, round_number, lambda _text: False
+            )
         made = Knowledge(
             party=learner.name, round=round_number, vocab_hash=learner.lm.tokenizer.card.hash,
             public_hash=self.public_hash, scores=scores,
@@ -239,8 +260,12 @@ class Server:
             return None
         learner, knowledge = self.learner, self.knowledge
         if learner.unlabelled is not None:
-            keep = choose_paths({learner.name: knowledge}, len(learner.public), learner.unlabelled.confidence_keep).kept
-            return _only_paths(knowledge, keep)
+            if knowledge.rows is None:
+                return knowledge
+            keep = learner.unlabelled.confidence_keep
+            return only_samples(
+                knowledge, choose_paths({learner.name: knowledge}, len(learner.public), keep).kept
+            )
         if knowledge.rows is None:
             return without_rows(knowledge)
         names = everyone if learner.knowledge.shared_downlink else [name]
@@ -266,13 +291,16 @@ class Server:
         if self.knowledge is not None:
             files["knowledge"], _ = as_kept(self.knowledge)
         files["scores.json"] = json.dumps(
-            {name: np.asarray(scores, dtype="<f4").tobytes().hex() for name, scores in self.client_scores.items()}
+            {
+                name: np.asarray(scores, dtype="<f4").tobytes().hex()
+                for name, scores in self.client_scores.items()
+            }
         ).encode()
         self.store.save(f"{round_number:04d}", files)
 
     def restore(self) -> int:
         """Go to the newest committed round; its number, or -1 where there is none."""
-        keys = self.store.keys()
+        keys = self.store.committed()
         if not keys:
             return -1
         files = self.store.load(keys[-1])
@@ -290,16 +318,3 @@ class Server:
 
 Fetch = Callable[[Mapping[str, np.ndarray]], Mapping[str, FetchReply]]
 """Asks clients for rows: name -> sample indexes, (M,) int64 ascending; returns what came back."""
-
-
-def _only_paths(knowledge: Knowledge, keep: np.ndarray) -> Knowledge:
-    """The paths worth sending: the others travel as an empty text with no score."""
-    kept = np.zeros(len(knowledge.scores), dtype=bool)
-    kept[keep] = True
-    return replace(
-        knowledge,
-        scores=np.where(kept, knowledge.scores, np.float32(np.inf)),
-        sample_index=keep.astype(np.int32),
-        rows=knowledge.rows.take_samples(keep) if knowledge.rows is not None else None,
-        texts=tuple(text if kept[i] else "" for i, text in enumerate(knowledge.texts or ())),
-    )

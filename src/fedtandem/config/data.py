@@ -31,6 +31,8 @@ class PartitionConfig(Section):
     """Dirichlet concentration: small is skewed, large is even."""
     field: str | None = None
     """Column to split by; needed for `field`. With `dirichlet`: the label (default: the sample's)."""
+    until: str | None = None
+    """The column's value counts up to this mark: "_" makes "Eliot" of "Eliot_Adam_1859"."""
     seed: int | None = None
     """Draws the split; must be equal for all parties of it. Default: the run's seed."""
 
@@ -156,6 +158,7 @@ class DataConfig(Section):
                 index=share.index,
                 alpha=share.alpha,
                 field=share.field,
+                until=share.until,
                 seed=share.seed or 0,
             )
         if self.chains is not None:

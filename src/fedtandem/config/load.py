@@ -120,6 +120,8 @@ def _load(schema: type[C], path: str | Path, overrides: Iterable[str] | Mapping[
 def _build(schema: type[C], document: dict[str, Any], source: str, faults: Iterable[Any] = ()) -> C:
     root = _data_root(document)
     filled = map_paths(schema, document, lambda _, text: text.replace(ROOT, root))
+    if isinstance(filled.setdefault("data", {}), dict):
+        filled["data"]["root"] = root
     config, more = validated(schema, filled)
     refuse([*faults, *more], source)
     if config is None:

@@ -100,10 +100,16 @@ class RunConfig(Section):
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of all that can change a result: not the report, the threads or how memory is used."""
+        """SHA-256 (hex) of all that can change a result.
+
+        Not the report, the threads, how memory is used, or where the folder of shared data stands.
+        """
         plain = self.resolved()
         for key in ("report", "num_threads", "data"):
             plain.pop(key)
         for key in ("deadline_s", "max_parallel", "keep_models"):
             plain["federation"].pop(key)
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(plain, sort_keys=True)
+        if self.data.root is not None:
+            text = text.replace(json.dumps(self.data.root)[1:-1] + "/", "{data.root}/")
+        return hashlib.sha256(text.encode()).hexdigest()

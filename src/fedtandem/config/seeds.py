@@ -14,8 +14,9 @@ def with_seeds(document: Mapping[str, Any]) -> dict[str, Any]:
     so that no two sets hold the same prompts. Data of a model made from scratch follow that model's seed.
     """
     filled: dict[str, Any] = deepcopy(dict(document))
-    seed = filled.get("seed", 0)
-    if not isinstance(seed, int):
+    try:
+        seed = int(filled.get("seed", 0))  # the validation, too, takes 3.0 and "3" for 3
+    except (TypeError, ValueError, OverflowError):
         return filled
     _fill(filled.get("public"), seed, "public")
     _fill_party(filled.get("server"), seed, "server")

@@ -69,11 +69,11 @@ class LossTerms:
     label_smoothing: float = 0.0
 
     def rows(self, part: slice) -> "LossTerms":
-        """The terms of some of the rows; no targets where none of these has a weight."""
+        """The terms of some of the rows; no targets where none of these is taught."""
         soft_weight = self.soft_weight[part]
         targets = self.targets
         if targets is not None:
-            is_used = bool((soft_weight != 0).any())
+            is_used = bool(((soft_weight != 0) | targets.taught[part]).any())
             targets = SparseTargets(*(value[part] for value in vars(targets).values())) if is_used else None
         return LossTerms(
             self.labels[part],

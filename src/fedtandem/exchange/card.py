@@ -11,8 +11,8 @@ from fedtandem.alignment.sequence import EndTable
 from fedtandem.errors import InvalidMessage, VocabularyMismatch
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.coding import from_planes, pack_ends, to_planes, unpack_ends
-from fedtandem.exchange.frame import Array
-from fedtandem.exchange.reading import ANY, MAX_COUNT, MAX_TEXT, MEND, Expected
+from fedtandem.exchange.frame import Array, canonical_json
+from fedtandem.exchange.reading import ANY, MAX_COUNT, MAX_TEXT, MEND, Expected, Reader
 from fedtandem.exchange.sealing import named, seal, take_hash, take_party, unseal
 
 
@@ -72,11 +72,7 @@ class Card:
         """
         read = unseal(envelope, ("card",), "card", expected)
         party = take_party(read, expected)
-        section = read.section("vocabulary")
-        try:
-            vocabulary = VocabularyCard.from_arrays(section.header(), section.group(""))
-        except (VocabularyMismatch, InvalidMessage) as error:
-            raise InvalidMessage(f"{party}, round {envelope.round}: {error}") from error
+        vocabulary = _take_vocabulary(read.section("vocabulary"), party, envelope.round)
         public_hash = take_hash(read, "public_hash", expected.public_hash)
         n_public = read.integer("n_public", 0, MAX_COUNT)
         ends = None
@@ -105,3 +101,23 @@ class Card:
         )
         read.finish()
         return card
+
+
+def _take_vocabulary(section: Reader, party: str, round_number: int) -> VocabularyCard:
+    header, arrays = section.header(), section.group("")
+    try:
+        vocabulary = VocabularyCard.from_arrays(header, arrays)
+    except (VocabularyMismatch, InvalidMessage) as error:
+        raise InvalidMessage(f"{party}, round {round_number}: {error}") from error
+    plain_header, plain_arrays = vocabulary.to_arrays()
+    if canonical_json(header) != canonical_json(plain_header) or sorted(arrays) != sorted(plain_arrays):
+        got = sorted({*header, *arrays})
+        raise section.refuse(
+            "header", got, f"{sorted({*plain_header, *plain_arrays})} with values as a card has them"
+        )
+    for name, array in plain_arrays.items():
+        if not np.array_equal(array, arrays[name]):
+            raise section.refuse(
+                name, arrays[name][:5].tolist(), f"{array[:5].tolist()}, each once and in order"
+            )
+    return vocabulary

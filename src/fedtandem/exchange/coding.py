@@ -119,11 +119,17 @@ def unpack_sparse(
         segment=segment,
         sample_splits=sample_splits,
     )
-    tolerance: float | npt.NDArray[np.float64] = MASS_TOLERANCE
-    if values == "u8":
-        tolerance = (_U8_TOLERANCE + _U8_SATURATED * counts).astype(np.float64)
-    rows.validate(vocab_size if vocab_size is not None else 1 << 31, mass_tolerance=tolerance)
+    rows.validate(
+        vocab_size if vocab_size is not None else 1 << 31, mass_tolerance=mass_tolerance(counts, values)
+    )
     return rows
+
+
+def mass_tolerance(counts: Ints, values: Values) -> npt.NDArray[np.float64]:
+    """How far the mass of rows with so many entries may be from 1 once their values were coded; (P,)."""
+    if values == "u8":
+        return (_U8_TOLERANCE + _U8_SATURATED * counts).astype(np.float64)
+    return np.full(len(counts), MASS_TOLERANCE)
 
 
 def _steps(packed: Mapping[str, Array], counts: Ints) -> npt.NDArray[np.float32]:

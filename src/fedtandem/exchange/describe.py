@@ -12,6 +12,7 @@ from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.coding import from_planes
 from fedtandem.exchange.frame import Array, decode_frame
 from fedtandem.exchange.messages import Card, FetchReply, FetchRequest, Knowledge, WorkReply, WorkRequest
+from fedtandem.exchange.reading import printable
 from fedtandem.knowledge.sparse_logits import SparseLogits
 
 SHOWN = 5
@@ -43,10 +44,11 @@ def describe(envelope: Envelope) -> list[str]:
         f"wire, holding {unpacked:,} bytes in {len(arrays)} arrays",
     ]
     try:
-        return lines + _contents(name, envelope)
+        lines += _contents(name, envelope)
     except (InvalidMessage, KeyError) as error:
         why = "this version does not know it" if isinstance(error, KeyError) else str(error)
-        return [*lines, f"IT WOULD BE REFUSED: {why}", *_raw(header, arrays)]
+        lines += [f"IT WOULD BE REFUSED: {why}", *_raw(header, arrays)]
+    return [printable(line) for line in lines]
 
 
 def describe_frame(data: bytes) -> list[str]:
@@ -56,7 +58,10 @@ def describe_frame(data: bytes) -> list[str]:
         InvalidMessage: it cannot be read.
     """
     header, arrays = decode_frame(data)
-    return [f"a frame of {len(data):,} bytes with {len(arrays)} arrays", *_raw(header, arrays)]
+    return [
+        f"a frame of {len(data):,} bytes with {len(arrays)} arrays",
+        *map(printable, _raw(header, arrays)),
+    ]
 
 
 def _contents(name: str, envelope: Envelope) -> list[str]:
@@ -122,10 +127,11 @@ def _knowledge(knowledge: Knowledge | None) -> list[str]:
         return ["no knowledge"]
     scored = knowledge.scores[np.isfinite(knowledge.scores)]
     mean = f"mean {scored.mean():.4f}" if len(scored) else "none finite"
+    unscored = len(knowledge.scores) - len(scored)
     lines = [
         f"knowledge of {knowledge.party} from round {knowledge.round} about public set {knowledge.public_hash[:16]}, "
         f"in vocabulary {knowledge.vocab_hash[:16]}",
-        f"  {len(knowledge.scores):,} scores in nats, {mean}, {len(knowledge.scores) - len(scored)} samples not scored: "
+        f"  {len(knowledge.scores):,} scores in nats, {mean}, {unscored} samples not scored: "
         f"{_first(knowledge.scores)}",
     ]
     if knowledge.rows is None:
@@ -150,10 +156,11 @@ def _rows(rows: SparseLogits) -> list[str]:
     first, last = int(rows.row_splits[0]), int(rows.row_splits[1])
     best = np.argsort(-rows.log_probs[first:last], kind="stable")[:SHOWN] + first
     shown = ", ".join(f"id {rows.token_ids[i]} p {np.exp(rows.log_probs[i]):.3f}" for i in best)
+    rest = np.exp(rows.tail_log_prob[0])
     return [
         f"  {rows.n_rows:,} positions, {rows.n_entries:,} tokens kept ({rows.n_entries / rows.n_rows:.1f} a position), "
         f"{kept:.1%} of the probability on average",
-        f"  first position: byte {rows.end_byte[0]}, {shown or 'nothing kept'}, rest {np.exp(rows.tail_log_prob[0]):.3f}",
+        f"  first position: byte {rows.end_byte[0]}, {shown or 'nothing kept'}, rest {rest:.3f}",
     ]
 
 

@@ -50,6 +50,11 @@ MEND = "Nothing of this message was used; find out why the sender made it, then 
 MAX_COUNT = (1 << 31) - 1
 
 
+def printable(text: str) -> str:
+    """The text with control characters spelled out: what a stranger sent must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def refusal(
     party: str, round_number: int | None, field: str, value: object, expected: str, remedy: str
 ) -> InvalidMessage:
@@ -57,9 +62,8 @@ def refusal(
     when = "" if round_number is None else f", round {round_number}"
     shown = value if isinstance(value, str) else repr(value)
     shown = shown if len(shown) <= 120 else shown[:117] + "..."
-    return InvalidMessage(
-        f"{party or 'an unnamed party'}{when}: {field} = {shown}; expected {expected}. {remedy}"
-    )
+    said = f"{party or 'an unnamed party'}{when}: {field} = {shown}; expected {expected}. {remedy}"
+    return InvalidMessage(printable(said))
 
 
 SAME_VERSION = (

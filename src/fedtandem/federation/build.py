@@ -13,8 +13,8 @@ from fedtandem.algorithms.learner import Emit, Learner, Progress, TestSet
 from fedtandem.algorithms.server import Server
 from fedtandem.algorithms.settings import Flow, KnowledgeSettings, Rounds, Unlabelled
 from fedtandem.alignment.vocabulary import byte_map, min_ed_map
-from fedtandem.config.alignment import Mode
 from fedtandem.config import PartyConfig, RunConfig, ScratchConfig, TuningConfig
+from fedtandem.config.alignment import Mode
 from fedtandem.data.load import load_samples
 from fedtandem.data.private import PrivateText
 from fedtandem.data.public import Sample, check_samples
@@ -69,9 +69,12 @@ def load_parts(config: RunConfig, progress: Progress) -> Parts:
     members = [(SERVER, config.server), *((client.name, client) for client in config.clients)]
     for at, (name, party) in enumerate(members):
         progress("loading models and data", at, len(members))
-        own = load_samples(party.data.to_source(), where=f"{name}, own data") if party.data is not None else []
+        own = (
+            load_samples(party.data.to_source(), where=f"{name}, own data") if party.data is not None else []
+        )
         check_samples(own, labelled=True, where=f"{name}, own data")
         lm = load_model(model_spec(config, party, name, progress))
+        lm.name = party.model
         parties[name] = PartyParts(
             party, name, lm, lm.state(), own, _tests(config, name),
             PrivateText([sample.prompt + (sample.answer or "") for sample in own]) if name != SERVER else None,
@@ -112,7 +115,9 @@ def scratch_folder(scratch: ScratchConfig, run_seed: int, name: str, progress: P
 
 def _tests(config: RunConfig, name: str) -> list[TestSet]:
     return [
-        TestSet(test.name, test.metric, load_samples(test.data.to_source(), where=f"{name}, test set {test.name}"))
+        TestSet(
+            test.name, test.metric, load_samples(test.data.to_source(), where=f"{name}, test set {test.name}")
+        )
         for test in config.evaluation.sets
         if name in test.parties or "*" in test.parties or ("clients" in test.parties and name != SERVER)
     ]
@@ -137,7 +142,10 @@ def assemble(
     config = parts.config
     mode: Mode = method.mode or config.alignment.mode
     rounds = Rounds(
-        0 if method.no_rounds else config.federation.num_rounds, config.seed, config.evaluation.every, evaluate_start
+        0 if method.no_rounds else config.federation.num_rounds,
+        config.seed,
+        config.evaluation.every,
+        evaluate_start,
     )
     selector = load_selector(method.selector or config.selection.selector, margin=config.selection.margin)
     flow = _flow(method, config)
@@ -181,16 +189,16 @@ def _refusal(party: PartyParts) -> Callable[[str], bool]:
     return (lambda text: False) if private is None else private.repeats
 
 
-def _learner(
-    parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, progress: Progress
-) -> Learner:
+def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, progress: Progress) -> Learner:
     config, party = parts.config, parts.parties[name]
     section = party.config
     party.lm.load_state(party.untouched)
     distillation, knowledge = config.distillation, config.knowledge
     unlabelled = None
     if not config.public.labelled:
-        unlabelled = Unlabelled(config.public.max_new_tokens, config.public.confidence_keep, config.public.send_rows)
+        unlabelled = Unlabelled(
+            config.public.max_new_tokens, config.public.confidence_keep, config.public.send_rows
+        )
     on_server = name == SERVER
     hard_weight = distillation.hard_weight_for(mode, server=on_server)
     public_tuning = section.public_tuning.over(section.tuning)
@@ -258,7 +266,9 @@ def _map_maker(lm: LanguageModel, mode: str) -> Callable[[Card], np.ndarray]:
             return min_ed_map(base.card, card.vocabulary)
         return byte_map(base.card, card.vocabulary, base.first_pieces)
 
-    return lambda card: cached_map(cache_folder() / "maps", base.card, card.vocabulary, mode, lambda: build(card))
+    return lambda card: cached_map(
+        cache_folder() / "maps", base.card, card.vocabulary, mode, lambda: build(card)
+    )
 
 
 __all__ = ["Parts", "PartyParts", "Selector", "assemble", "load_parts", "model_spec", "phase_settings"]

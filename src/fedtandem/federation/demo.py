@@ -17,7 +17,9 @@ def demo_command(*, output: Path | None, json_output: bool, seed: int = 0) -> in
     """
     with as_file(files("fedtandem") / "recipes" / "chains.toml") as recipe:
         config = load_config(recipe, [f"seed={seed}", "name=demo"])
-    return run_command(config, output=output or _fresh(Path("runs") / "demo"), resume=False, json_output=json_output)
+    return run_command(
+        config, output=output or _fresh(Path("runs") / "demo"), resume=False, json_output=json_output
+    )
 
 
 def _fresh(folder: Path) -> Path:

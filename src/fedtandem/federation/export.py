@@ -37,7 +37,9 @@ def export_command(
         ConfigError: the run kept no such state, or `output` exists.
     """
     if not (run / "run.json").is_file():
-        raise ConfigError(f"{run} is no run folder: it has no run.json. Name the folder `fedtandem run` wrote.")
+        raise ConfigError(
+            f"{run} is no run folder: it has no run.json. Name the folder `fedtandem run` wrote."
+        )
     record = json.loads((run / "run.json").read_text())
     chosen = method or record["methods"][0]
     kept = trained_parties(run)

@@ -151,7 +151,8 @@ def _party(
         "  max_steps = 500",
         f"    [{section}.scratch.data]",
         f"    path = {public}",
-        *([] if labelled else ["    labelled = false"]),
+        # Prompts alone are running text to a model that is made from them.
+        *([] if labelled else ['    format = "text"', '    columns = { text = "prompt" }']),
     ]
 
 

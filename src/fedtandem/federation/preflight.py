@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedtandem.config import PartyConfig, RunConfig, load_either
-from fedtandem.data.load import load, load_samples
+from fedtandem.data.load import load
 from fedtandem.data.preview import Preview, describe
 from fedtandem.data.public import Sample
-from fedtandem.federation.estimate import ModelShape, Work, knowledge_bytes, memory_bytes, seconds
+from fedtandem.federation.estimate import Work, knowledge_bytes, memory_bytes, seconds
+from fedtandem.federation.skeleton import render, shape_of_model, skeleton
 
 SERVER = "server"
-SHOWN_TOKENS = 60
 TOKENISED = 500
 """Samples that are tokenised for the estimate; longer sets are scaled up from them."""
 
@@ -129,8 +129,8 @@ def _cells(config: RunConfig) -> int:
 def _party(
     config: RunConfig, name: str, party: PartyConfig, public: list[Sample], own: list[Sample], speed: float
 ) -> PartyCheck:
-    tokenizer, model = _skeleton(config, name, party)
-    shape = _shape(party, model, tokenizer.vocab_size)
+    tokenizer, model = skeleton(config, name, party)
+    shape = shape_of_model(party, model, tokenizer.vocab_size)
     lengths = _Lengths.of(tokenizer, party, public, config)
     own_lengths = _Lengths.of(tokenizer, party, own, config)
     work = _work(config, party, name, public, own, lengths, own_lengths)
@@ -244,73 +244,6 @@ def _work(
     )
 
 
-def _skeleton(config: RunConfig, name: str, party: PartyConfig) -> tuple[Any, Any]:
-    """A party's tokenizer, and its model without weights (PyTorch's `meta` device)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from fedtandem.errors import ModelError
-    from fedtandem.models.load import locate
-    from fedtandem.models.scratch import scratch_config
-    from fedtandem.models.scratch_tokenizer import train_tokenizer
-    from fedtandem.models.tokenizer import TextTokenizer
-
-    if party.scratch is not None:
-        samples = load_samples(party.scratch.data.to_source(), where=f"{name}, pretraining data")
-        texts = [sample.prompt + (sample.answer or "") for sample in samples]
-        spec = party.scratch.to_spec(config.seed, samples)
-        tokenizer = train_tokenizer(spec.tokenizer, texts, spec.vocab_size, bos=spec.bos)
-        shape = scratch_config(spec, tokenizer)
-    else:
-        source = str(locate(party.model))
-        try:
-            shape = AutoConfig.from_pretrained(
-                source, revision=party.revision, trust_remote_code=party.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{name}: {party.model!r} has no usable config.json: {error}") from error
-        tokenizer = TextTokenizer.from_pretrained(source, revision=party.revision)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
-    return tokenizer, model
-
-
-def _shape(party: PartyConfig, model: Any, vocab_size: int) -> ModelShape:
-    config = model.config
-    parameters = sum(weight.numel() for weight in model.parameters())
-    trainable = parameters if party.tuning.method == "full" else _lora_size(party, model)
-    wide = party.dtype == "float32" or (party.dtype == "auto" and not _has_bf16(party.device))
-    return ModelShape(
-        parameters=parameters,
-        trainable=trainable,
-        hidden_size=int(config.hidden_size),
-        n_layers=int(config.num_hidden_layers),
-        n_heads=int(config.num_attention_heads),
-        vocab_size=vocab_size,
-        # Full tuning keeps its master weights in 32 bits.
-        bytes_per_weight=0.5 if party.load_in_4bit else 4 if wide or party.tuning.method == "full" else 2,
-    )
-
-
-def _lora_size(party: PartyConfig, model: Any) -> int:
-    """Weights of the adapter, counted on the model without weights."""
-    import torch
-
-    from fedtandem.models.adapters import attach_lora
-
-    with torch.device("meta"):
-        adapted = attach_lora(model, party.tuning.peft, seed=0)
-    return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-
-
-def _has_bf16(device: str) -> bool:
-    import torch
-
-    from fedtandem.models.load import choose_device, choose_dtype
-
-    return choose_dtype("auto", choose_device(device)) == torch.bfloat16
-
-
 def _flops_per_second() -> float:
     """Speed of this machine on middle-sized matrices, a third of it taken as what training reaches."""
     import torch
@@ -326,27 +259,6 @@ def _flops_per_second() -> float:
     return 2 * side**3 / best / 3
 
 
-def render(tokenizer: Any, sample: Sample, party: PartyConfig) -> str:
-    """One sample as a party's tokens; those it learns to write stand in [brackets]."""
-    if sample.answer is None:
-        ids = tokenizer.encode_prompt(sample.prompt, chat_template=party.chat_template)
-        learnt: set[int] = set()
-    else:
-        encoded = tokenizer.encode(
-            sample.prompt,
-            sample.answer,
-            max_length=party.max_length,
-            chat_template=party.chat_template,
-            eos=sample.eos,
-        )
-        ids, learnt = encoded.input_ids, set((encoded.positions + 1).tolist())
-    words = tokenizer.hf.convert_ids_to_tokens([int(i) for i in ids])
-    shown = [f"[{word}]" if at in learnt else str(word) for at, word in enumerate(words)]
-    first = max(0, min(learnt, default=0) - SHOWN_TOKENS // 2)
-    cut = shown[first : first + SHOWN_TOKENS]
-    return ("... " if first else "") + " ".join(cut) + (" ..." if first + SHOWN_TOKENS < len(shown) else "")
-
-
 def lines(found: Check, file: str | Path) -> list[str]:
     """The check for a terminal."""
     text = [f"{file}: valid. {found.name}: {', '.join(found.methods)}, {found.rounds} rounds"]
@@ -358,7 +270,7 @@ def lines(found: Check, file: str | Path) -> list[str]:
                  f"  {party.rendered}"]  # fmt: skip
         if party.unscored:
             text.append(
-                f"  {party.unscored:.0%} of the public answers do not fit into max_length: never compared or distilled"
+                f"  {party.unscored:.0%} of the public answers do not fit into max_length and are left out"
             )
     text += [
         "",

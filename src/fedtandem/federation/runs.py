@@ -124,12 +124,17 @@ def _difference(old: Mapping[str, Any], config: RunConfig, methods: list[str]) -
         return f"its methods are {', '.join(old['methods'])}, asked for are {', '.join(methods)}"
     before, now = _flat(old["config"]), _flat(config.resolved())
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys[:5]) or "its config differs"
+    return (
+        "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys[:5])
+        or "its config differs"
+    )
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".strip(".")).items()}
+        return {
+            k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".strip(".")).items()
+        }
     if isinstance(value, list):
         return {k: v for at, inner in enumerate(value) for k, v in _flat(inner, f"{path}[{at}]").items()}
     return {path: value}
@@ -177,7 +182,9 @@ class _timed_load:
     def __exit__(self, *_: object) -> None:
         import time
 
-        self.log.emit("phase", phase="load", round=0, party="all", cpu_seconds=time.process_time() - self.start)
+        self.log.emit(
+            "phase", phase="load", round=0, party="all", cpu_seconds=time.process_time() - self.start
+        )
 
 
 def _run_one(
@@ -238,12 +245,16 @@ def _run_one(
             client.report(0, client.learner.evaluate(0))
     else:
         run_fedmkt(server, strategy, emit)
+        for client in clients.values():
+            client.wake()  # one that only repeated its stored reply has not loaded its last state
     _save_adapters(parts, output, name, method, clients.keys())
     write_text(done, _now())
     emit("method_finished")
 
 
-def _save_adapters(parts: Parts, output: Path, method_name: str, method: Method, clients: Sequence[str] | Any) -> None:
+def _save_adapters(
+    parts: Parts, output: Path, method_name: str, method: Method, clients: Sequence[str] | Any
+) -> None:
     """Final states as PEFT folders (or whole models), with a `round.json` beside them."""
     flow = method.flow
     trained = list(clients) if flow.asks_clients else []
@@ -272,7 +283,10 @@ def _keep_evaluations(
         arrays[f"{party}|{split}|{result.metric}|value"] = np.asarray(result.item_values, dtype=np.float32)
         arrays[f"{party}|{split}|{result.metric}|weight"] = np.asarray(result.item_weights, dtype=np.float32)
     if arrays:
-        write_bytes(output / "methods" / method / "evaluations" / f"{party}-{round_number:04d}.safetensors", save(arrays))
+        write_bytes(
+            output / "methods" / method / "evaluations" / f"{party}-{round_number:04d}.safetensors",
+            save(arrays),
+        )
 
 
 def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
@@ -295,8 +309,16 @@ def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
                 "method": name, "party": party, "split": split, "metric": metric,
                 "higher_is_better": event["higher_is_better"], "value": event["value"], "n": event["n"], "seed": seed,
             })  # fmt: skip
-            kept = load_file(output / "methods" / event["method"] / "evaluations" / f"{party}-{event['round']:04d}.safetensors")
-            items.update({key: value for key, value in kept.items() if key.startswith(f"{party}|{split}|{metric}|")})
+            kept = load_file(
+                output
+                / "methods"
+                / event["method"]
+                / "evaluations"
+                / f"{party}-{event['round']:04d}.safetensors"
+            )
+            items.update(
+                {key: value for key, value in kept.items() if key.startswith(f"{party}|{split}|{metric}|")}
+            )
         if items:
             write_bytes(output / "items" / f"{name}.safetensors", save(items))
     traffic = [

@@ -21,11 +21,13 @@ class RoundStore:
         self.root = root
         self.keep = keep
 
-    def keys(self) -> list[str]:
+    def committed(self) -> list[str]:
         """The committed states, oldest first."""
         if not self.root.is_dir():
             return []
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(
+            path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
 
     def save(self, key: str, files: Mapping[str, bytes]) -> None:
         """Commit a state and forget all but the newest `keep`.
@@ -34,7 +36,7 @@ class RoundStore:
             DiskFull: no space is left; the states committed before still stand.
         """
         write_folder(self.root / key, files)
-        for old in self.keys()[: -self.keep]:
+        for old in self.committed()[: -self.keep]:
             shutil.rmtree(self.root / old)
 
     def load(self, key: str) -> dict[str, bytes]:

@@ -91,7 +91,9 @@ class Strategy:
                 except InvalidMessage as error:
                     missing[name] = Absence("invalid", str(error))
             for name, absence in sorted(missing.items()):
-                _LOG.warning("round %d: %s is absent (%s): %s", round_number, name, absence.reason, absence.text)
+                _LOG.warning(
+                    "round %d: %s is absent (%s): %s", round_number, name, absence.reason, absence.text
+                )
                 self.emit("absence", round=round_number, party=name, reason=absence.reason, text=absence.text)
             if len(replies) >= quorum:
                 return dict(sorted(replies.items()))
@@ -100,7 +102,9 @@ class Strategy:
             if self.policy.on_short == "fail":
                 break
             waiting = {name: requests[name] for name in missing}
-        told = "; ".join(f"{name}: {absence.reason} ({absence.text})" for name, absence in sorted(missing.items()))
+        told = "; ".join(
+            f"{name}: {absence.reason} ({absence.text})" for name, absence in sorted(missing.items())
+        )
         raise QuorumError(
             f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {quorum} are "
             f"needed. Missing: {told}. Bring them back and go on with --resume, or lower federation.min_clients."

@@ -53,23 +53,25 @@ def sparsify(
     chunks = []
     for start in range(0, n_rows, step):
         chunk = logits[start : start + step].detach().float()
-        chunks.append(_sparsify_chunk(chunk, min(top_k, vocab_size), top_k_mass, f"{where}, row {start} + "))
+        chunks.append(_sparsify_chunk(chunk, min(top_k, vocab_size), top_k_mass, where, start))
     if not chunks:
         return np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
     ids, log_probs, counts, tails = (np.concatenate(column) for column in zip(*chunks, strict=True))
     return ids, log_probs, counts, tails
 
 
-def _sparsify_chunk(logits: torch.Tensor, top_k: int, top_k_mass: float, where: str) -> Arrays:
+def _sparsify_chunk(
+    logits: torch.Tensor, top_k: int, top_k_mass: float, where: str, first_row: int
+) -> Arrays:
     top, ids = _top_k_lower_id_first(logits, top_k)  # (P, K), best first
     # Relative to the row's maximum: log-sum-exp of large logits would lose the last digits of the tail.
     highest = top[:, :1]
     normaliser = (logits - highest).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64).log_()  # (P, 1)
     bad = ~torch.isfinite(normaliser[:, 0])
     if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
+        row = first_row + int(bad.nonzero()[0, 0])
         raise ModelError(
-            f"{where}{row}: the logits hold NaN or +inf. Training has probably diverged: lower the learning rate, "
+            f"{where}, row {row}: the logits hold NaN or +inf. Training has probably diverged: lower the learning rate, "
             "or load the model in float32."
         )
     log_probs = ((top - highest).double() - normaliser).clamp_max_(0)  # (P, K)

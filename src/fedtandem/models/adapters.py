@@ -1,7 +1,8 @@
 """Attach a PEFT adapter, take its weights out and put them back, write and read folders with their vocabulary hash."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Sidecar:
     method: str
     """"lora": an adapter; "full" or "none": all weights."""
     base: str
-    """Name of the model that the weights belong to."""
+    """Where an adapter's base model is found: "embedded:NAME", a folder or a hub name; "" where nobody knows."""
     schema: int = SCHEMA
 
 
@@ -68,7 +69,7 @@ def attach_lora(model: Any, settings: Mapping[str, object], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     model_type = str(model.config.model_type)
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         **PAPER_LORA,
         "target_modules": lora_targets(model_type),
         "task_type": "CAUSAL_LM",
@@ -93,6 +94,20 @@ def attach_lora(model: Any, settings: Mapping[str, object], seed: int) -> Any:
             raise ModelError(
                 f"peft: {error} Layers of this {model_type} model that could be targets: {', '.join(linear)}."
             ) from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers inside this block: the program draws its own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def is_adapted(model: Any) -> bool:
@@ -150,18 +165,19 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def save_folder(model: Any, tokenizer: TextTokenizer, folder: Path, *, name: str, method: str) -> None:
+def save_folder(model: Any, tokenizer: TextTokenizer, folder: Path, *, base: str, method: str) -> None:
     """Write weights, tokenizer and sidecar; the folder appears whole or not at all.
 
     Raises:
         DiskFull: nothing half-written is left.
     """
-    sidecar = Sidecar(vocabulary_hash=tokenizer.card.hash, method=method, base=name)
+    sidecar = Sidecar(vocabulary_hash=tokenizer.card.hash, method=method, base=base)
     with whole_folder(folder) as unfinished:
-        if is_adapted(model):
-            model.save_pretrained(str(unfinished), save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(unfinished))
+        with without_bars():
+            if is_adapted(model):
+                model.save_pretrained(str(unfinished), save_embedding_layers=False)
+            else:
+                model.save_pretrained(str(unfinished))
         tokenizer.save(unfinished)
         (unfinished / SIDECAR).write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
 

@@ -85,6 +85,8 @@ class LanguageModel:
         model: PreTrainedModel or PeftModel; call .train() and .eval() on it.
         tokenizer: its tokenizer.
         name: free text for records, e.g. "embedded:chains-server".
+        source: what `load_model` finds the base weights by: "embedded:NAME", a folder, a hub name; "" for a model
+            that was just made.
         method: "lora" (the adapter alone is trained), "full", or "none" (nothing is).
         device: where inputs go.
         selects_hidden: logits are computed at the wanted positions only; else a full forward is cut afterwards.
@@ -96,12 +98,14 @@ class LanguageModel:
         tokenizer: TextTokenizer,
         *,
         name: str,
+        source: str = "",
         method: Literal["lora", "full", "none"] = "full",
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
+        self.source = source
         self.method = method
         self.device: torch.device = model.get_input_embeddings().weight.device
         self._autocast_dtype = autocast_dtype
@@ -249,7 +253,7 @@ class LanguageModel:
         Raises:
             DiskFull: nothing half-written is left.
         """
-        save_folder(self.model, self.tokenizer, folder, name=self.name, method=self.method)
+        save_folder(self.model, self.tokenizer, folder, base=self.source, method=self.method)
 
     def restore(self, folder: Path) -> None:
         """Load what `save` wrote into this model.

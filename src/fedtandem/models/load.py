@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fedtandem.errors import ModelError, OutOfMemoryFailure, VocabularyMismatch
-from fedtandem.models.adapters import attach_lora, check_vocabulary, read_sidecar
+from fedtandem.models.adapters import attach_lora, check_vocabulary, read_sidecar, without_bars
 from fedtandem.models.embedded import EMBEDDED, embedded_folder
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.tokenizer import TextTokenizer
@@ -63,7 +63,7 @@ def load_model(spec: ModelSpec) -> LanguageModel:
     weights = torch.float32 if is_master else compute
 
     source = locate(spec.model)
-    adapter = source if _is_adapter(source) else None
+    adapter = source if isinstance(source, Path) and (source / "adapter_config.json").is_file() else None
     base = locate(_base_of(adapter)) if adapter is not None else source
     tokenizer_source = source if adapter is None or (adapter / "tokenizer.json").is_file() else base
     tokenizer = _load_tokenizer(tokenizer_source, spec)
@@ -90,6 +90,7 @@ def load_model(spec: ModelSpec) -> LanguageModel:
         model,
         tokenizer,
         name=spec.model,
+        source=_source_name(spec.model if adapter is None else _base_of(adapter)),
         method=spec.tuning_method,
         autocast_dtype=compute if is_master else None,
     )
@@ -161,17 +162,19 @@ def _check_settings(spec: ModelSpec) -> None:
         raise ModelError("load_in_4bit needs the package bitsandbytes: pip install 'fedtandem[quant]'.")
 
 
-def _is_adapter(source: Path | str) -> bool:
-    return isinstance(source, Path) and (source / "adapter_config.json").is_file()
-
-
-def _base_of(adapter: Path | str) -> str:
+def _base_of(adapter: Path) -> str:
     """The base model of a PEFT folder: the sidecar's name, else PEFT's own record."""
-    sidecar = read_sidecar(Path(adapter))
-    if sidecar is not None:
+    sidecar = read_sidecar(adapter)
+    if sidecar is not None and sidecar.base:
         return sidecar.base
-    content = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    content = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     return str(content["base_model_name_or_path"])
+
+
+def _source_name(name: str) -> str:
+    """A name that still leads to the model from another working directory."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def _load_tokenizer(source: Path | str, spec: ModelSpec) -> TextTokenizer:
@@ -205,7 +208,8 @@ def _load_weights(source: Path | str, spec: ModelSpec, dtype: torch.dtype, devic
     if spec.device == "balanced":
         options["device_map"] = "balanced"
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+        with without_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(str(source), **options)
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryFailure(

@@ -221,7 +221,10 @@ class TextTokenizer:
 
         The ids are those of the whole text, with literal special strings as tokens or as text.
         """
-        ways: list[Callable[[str], Encoding]] = [partial(self._with_offsets, self.spelling), self.spelling.encode_with_marks]
+        ways: list[Callable[[str], Encoding]] = [
+            partial(self._with_offsets, self.spelling),
+            self.spelling.encode_with_marks,
+        ]
         return token_ends(self.spelling, text, np.asarray(ids, np.int32), ways)
 
     # -- details -----------------------------------------------------------------------------------------------

@@ -19,6 +19,14 @@ LONG_STUDY_S = 3 * 3600
 Progress = Callable[[str, int, int], None]
 
 
+def _silent(what: str, done: int, of: int) -> None:
+    return None
+
+
+def _mute(text: str) -> None:
+    return None
+
+
 class RunMethods(Protocol):
     """Runs methods into a run folder; `federation.runs.run_methods` is one."""
 
@@ -64,8 +72,8 @@ def run_study(
     output: Path,
     *,
     run_methods: RunMethods,
-    progress: Progress = lambda what, done, of: None,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = _silent,
+    say: Callable[[str], None] = _mute,
 ) -> dict[str, Any]:
     """Run all cells that are not finished, then write the table.
 
@@ -98,11 +106,7 @@ def run_study(
         todo = [job for job in waiting if job.seed == seed]
         for job in todo:
             progress(f"{job.row}, seed {seed}", len(cells), len(jobs))
-            _make(
-                job,
-                run_methods,
-                lambda what, at, of, j=job: progress(f"{j.row}, seed {j.seed} · {what}", at, of),
-            )
+            _make(job, run_methods, progress)
             cells[job.row, job.seed] = _read(job)
             if len(cells) == 1:
                 say(_estimate(waiting[1:], list(cells.values())))

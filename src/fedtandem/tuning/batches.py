@@ -54,7 +54,9 @@ class Example:
         """How many positions carry a label, a teacher's row, or either."""
         is_labelled, is_taught = self.is_labelled, self.is_taught
         return LossCounts(
-            labels=int(is_labelled.sum()), taught=int(is_taught.sum()), active=int((is_labelled | is_taught).sum())
+            labels=int(is_labelled.sum()),
+            taught=int(is_taught.sum()),
+            active=int((is_labelled | is_taught).sum()),
         )
 
     @property

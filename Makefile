@@ -1,0 +1,44 @@
+# make demo, make test: each works on a machine that has python3.11, make and pip.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+LOCK := requirements-dev.lock
+# A new lock, new metadata or another place of the checkout sets up anew; nothing else does.
+KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
+STAMP := .venv/.ready-$(KEY)
+OUTPUT ?=
+
+.PHONY: setup demo test check bench lock clean
+
+setup: $(STAMP)
+	@:
+
+$(STAMP):
+	@.ci/setup "$(PYTHON)" "$(LOCK)"
+	@rm -f .venv/.ready-* && touch $@
+
+demo: setup
+	@$(BIN)/fedtandem demo $(if $(OUTPUT),--output $(OUTPUT))
+
+test: setup
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest -q
+
+check: setup
+	@$(BIN)/ruff format --check --quiet || { echo "run: $(BIN)/ruff format"; exit 1; }
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest -q tests/test_import_arrows.py tests/test_readme.py
+	@$(BIN)/python -m pytest -q
+
+bench: setup
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# What is installed in .venv now, as the versions for development and CI.
+lock: setup
+	@{ echo "# Versions for development and CI; users get the lower bounds of pyproject.toml. Made by: make lock"; \
+	   $(BIN)/python -m pip freeze --exclude-editable --exclude fedtandem | sed 's/+cpu$$//' | grep -v ' @ '; } > $(LOCK).new
+	@mv $(LOCK).new $(LOCK)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

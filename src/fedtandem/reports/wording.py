@@ -1,0 +1,100 @@
+"""How figures are spelled: one way for the terminal, the page and the model card."""
+
+SHARES = frozenset({"exact_match", "accuracy", "rouge_l"})
+"""Metrics between 0 and 1, shown in per cent; their differences are points."""
+
+_METRICS = {
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "rouge_l": "Rouge-L",
+    "bits_per_byte": "bits per byte",
+}
+MINUS = "\N{MINUS SIGN}"
+THIN = "\N{NARROW NO-BREAK SPACE}"
+
+
+def metric_name(metric: str) -> str:
+    """The metric in words."""
+    return _METRICS.get(metric, metric.replace("_", " "))
+
+
+def figure(value: float | None, metric: str) -> str:
+    """A measurement with its unit."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}{THIN}%" if metric in SHARES else _signed(f"{value:.3f}")
+
+
+def difference(value: float | None, metric: str) -> str:
+    """A difference of two measurements, always with a sign."""
+    if value is None:
+        return "–"
+    return _signed(f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}")
+
+
+def unit(metric: str) -> str:
+    """The unit of a difference."""
+    return "points" if metric in SHARES else metric_name(metric)
+
+
+def interval(bounds: tuple[float, float] | list[float] | None, metric: str) -> str:
+    """An interval of a difference."""
+    if bounds is None:
+        return "–"
+    return f"{difference(bounds[0], metric)} to {difference(bounds[1], metric)}"
+
+
+def payload(n: float) -> str:
+    """Bytes for people (SI)."""
+    size = float(n)
+    for name in ("B", "kB", "MB"):
+        if abs(size) < 1000:
+            return f"{size:.0f}{THIN}{name}" if name == "B" or size >= 100 else f"{size:.1f}{THIN}{name}"
+        size /= 1000
+    return f"{size:.2f}{THIN}GB"
+
+
+def seconds(value: float) -> str:
+    """CPU time for people."""
+    if value < 10:
+        return f"{value:.1f}{THIN}s"
+    if value < 600:
+        return f"{value:.0f}{THIN}s"
+    minutes = round(value / 60)
+    return f"{minutes}{THIN}min" if minutes < 120 else f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value, not more exact than it is."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def method_name(method: str) -> str:
+    """A method or row as it is read aloud."""
+    return _METHODS.get(method, method)
+
+
+_METHODS = {
+    "zero_shot": "zero-shot",
+    "standalone": "Standalone",
+    "standalone_public": "Standalone + public",
+    "server_public": "Server on public",
+    "llm2slm": "LLM2SLM",
+    "fedavg": "FedAvg",
+    "fedmkt": "FedMKT",
+    "fedmkt_bytes": "FedMKT (bytes)",
+    "fedmkt_mined": "FedMKT (mined)",
+    "fedmkt_no_selection": "FedMKT without selection",
+    "centralised": "Centralised",
+}
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)
