@@ -6,13 +6,16 @@ Definitions
 - frame: header, ids, values, tails, counts, end bytes, segments and samples, compressed; all of it is counted.
 - bytes per entry: whole frame / kept tokens, at exactly k = 64 kept tokens and 4,000 positions in 500 samples.
 - bytes per position: whole frame / positions, at the default (smallest k that reaches mass 0.99, at most 64).
-- zipf: made logits, vocabulary 50,257: a Zipf law over ids in the order a BPE learns them, a topic drawn for each
-  position (noise of 2.5 nats), and up to 12 nats on the few tokens that fit; half of the positions are nearly sure.
+- zipf: made logits, vocabulary 50,257: a Zipf law over ids in the order a BPE learns them, noise of 1.5 nats, and
+  a few tokens that fit the position raised by up to 14 nats; half of the positions are nearly sure.
+- even: made logits without any order among ids, vocabulary 65,536, noise of 3 nats: the dearest case for ids.
+- even V = 151,936: the same for a Qwen-sized vocabulary, 1,000 positions, u8; the design's figures are at most 100,
+  170 and 300 bytes per position at k = 32, 64 and 128.
 - stories260k: the real model of that name on English prose, vocabulary 512 (present only beside the shared data).
 - pickled lists: lists of Python floats and ints per sample, pickled: the form the reference implementation sends.
 - safetensors: float32 values and int32 ids with row splits and tails, as the safetensors library writes them.
 - KD-loss error: tail-aware distillation loss of a student against decoded rows, relative to the same loss against
-  the rows before coding; the mean over all positions, and the gradient's relative distance. The student's
+  the rows before coding; the mean over 1,000 positions, and the gradient's relative distance. The student's
   logits are 0.8 of the teacher's plus noise of 1 nat.
 """
 
@@ -40,6 +43,7 @@ from fedtandem.knowledge.sparse_logits import SparseLogits, sparsify, splits_of
 POSITIONS = 4000
 PER_SAMPLE = 8
 CHUNK = 250
+KD_CHUNKS = 4
 TOP_K = 64
 MASS = 0.99
 TARGETS: dict[Values, float] = {"fp16": 4.1, "u8": 3.2}
@@ -62,8 +66,16 @@ def main() -> None:
         sources["stories260k V = 512"] = real_logits(shared)
     for source, chunks in sources.items():
         figures |= {f"{source}: {name}": value for name, value in measure(chunks).items()}
+    for values in TARGETS:
+        rows = kept(lambda chunk: even_logits(chunk, 65_536), 1.0)
+        data = encode_frame(HEADER, pack_sparse(rows, values=values))
+        figures[f"even V = 65,536: k = 64, {values}, bytes/entry"] = len(data) / rows.n_entries
+    for k in (32, 64, 128):
+        rows = kept(lambda chunk: even_logits(chunk, 151_936), 1.0, top_k=k, positions=1000)
+        data = encode_frame(HEADER, pack_sparse(rows, values="u8"))
+        figures[f"even V = 151,936: k = {k}, u8, bytes/position"] = len(data) / rows.n_rows
     for name, value in figures.items():
-        print(f"{name:78s} {value:14,.4f}")
+        print(f"{name:78s} {value:12.4g}")
     for values, target in TARGETS.items():
         worst = max(
             value for name, value in figures.items() if name.endswith(f"k = 64, {values}, bytes/entry")
@@ -110,18 +122,25 @@ def zipf_logits(chunk: int) -> torch.Tensor:
     logits = -torch.log(torch.arange(vocab_size) + 2.7).repeat(
         CHUNK, 1
     )  # ids in the order of their frequency
-    logits += 2.5 * torch.randn(CHUNK, vocab_size, generator=draw)
-    fitting = (torch.rand(CHUNK, 6, generator=draw).pow(3) * vocab_size).long()  # frequent ones more often
+    logits += 1.5 * torch.randn(CHUNK, vocab_size, generator=draw)
+    fitting = (torch.rand(CHUNK, 30, generator=draw).pow(3) * vocab_size).long()  # frequent ones more often
     sure = torch.rand(CHUNK, 1, generator=draw) < 0.5
-    height = torch.rand(CHUNK, 6, generator=draw) * torch.where(sure, 12.0, 5.0)
+    height = torch.rand(CHUNK, 30, generator=draw) * torch.where(sure, 14.0, 9.0)
     return logits.scatter_add_(1, fitting, height)
+
+
+def even_logits(chunk: int, vocab_size: int) -> torch.Tensor:
+    return 3 * torch.randn(CHUNK, vocab_size, generator=torch.Generator().manual_seed(chunk))
 
 
 def real_logits(shared: Path) -> Chunks:
     import gzip
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     folder = shared / "models/stories260k"
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -138,19 +157,19 @@ def real_logits(shared: Path) -> Chunks:
     return chunk_of
 
 
-def kept(chunks: Chunks, mass: float) -> SparseLogits:
-    """All positions of a source, cut to `TOP_K` entries at most."""
-    parts = [sparsify(chunks(chunk), TOP_K, mass) for chunk in range(POSITIONS // CHUNK)]
+def kept(chunks: Chunks, mass: float, *, top_k: int = TOP_K, positions: int = POSITIONS) -> SparseLogits:
+    """All positions of a source, cut to `top_k` entries at most."""
+    parts = [sparsify(chunks(chunk), top_k, mass) for chunk in range(positions // CHUNK)]
     ids, log_probs, counts, tail = (np.concatenate(column) for column in zip(*parts, strict=True))
-    ends = np.tile(np.arange(PER_SAMPLE, dtype=np.int32) * 4, POSITIONS // PER_SAMPLE)
-    samples = np.full(POSITIONS // PER_SAMPLE, PER_SAMPLE)
+    ends = np.tile(np.arange(PER_SAMPLE, dtype=np.int32) * 4, positions // PER_SAMPLE)
+    samples = np.full(positions // PER_SAMPLE, PER_SAMPLE)
     return SparseLogits(
         token_ids=ids,
         log_probs=log_probs,
         row_splits=splits_of(counts),
         tail_log_prob=tail,
         end_byte=ends,
-        segment=np.ones(POSITIONS, np.uint8),
+        segment=np.ones(positions, np.uint8),
         sample_splits=splits_of(samples),
     )
 
@@ -191,7 +210,7 @@ def kd_error(chunks: Chunks, before: SparseLogits, after: SparseLogits) -> tuple
     """Relative error of the mean loss, and relative distance of its gradient."""
     losses = np.zeros(2)
     apart = length = 0.0
-    for chunk in range(POSITIONS // CHUNK):
+    for chunk in range(KD_CHUNKS):
         noise = torch.Generator().manual_seed(10_000 + chunk)
         teacher = chunks(chunk)
         student = 0.8 * teacher + torch.randn(teacher.shape, generator=noise)

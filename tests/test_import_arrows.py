@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a run is: plain values for the rooms below, read by those above alone.
     "config": EVERYWHERE | LOWEST,
     "federation": EVERYWHERE | LOWEST | {"tuning", "evaluation", "algorithms", "config"},
-    "reports": EVERYWHERE | LOWEST | {"config"},
+    "reports": EVERYWHERE | LOWEST | {"config", "federation"},
     "studies": EVERYWHERE
     | LOWEST
     | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},

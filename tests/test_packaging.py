@@ -124,8 +124,8 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder_without_the_repository(
         "FEDTANDEM_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    where = subprocess.run([python, "-c", "import fedtandem; print(fedtandem.__file__)"], capture_output=True, text=True,
-                           check=True, cwd=work, env=environment)  # fmt: skip
+    where = subprocess.run([python, "-c", "import fedtandem; print(fedtandem.__file__)"], capture_output=True,
+                           text=True, check=True, cwd=work, env=environment)  # fmt: skip
     assert Path(where.stdout.strip()).is_relative_to(site)
     demo = subprocess.run([python, "-m", "fedtandem.cli", "demo", "--output", "X"], capture_output=True, text=True,
                           cwd=work, env=environment)  # fmt: skip

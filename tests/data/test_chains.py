@@ -92,7 +92,9 @@ def test_a_result_must_be_carried_on() -> None:
     assert read_path("Q 3 + 5 * 2 A", " 3 + 5 = 8 ; 7 * 2 = 4 ; # 4") is None
 
 
-@pytest.mark.parametrize("prompt", ["", "Q A", "Q 3 A", "Q 3 + A", "Q 3 + 12 A", "Q 3 ? 4 A", "Q  3 + 4 A", "Q ３ + 4 A"])
+@pytest.mark.parametrize(
+    "prompt", ["", "Q A", "Q 3 A", "Q 3 + A", "Q 3 + 12 A", "Q 3 ? 4 A", "Q  3 + 4 A", "Q ３ + 4 A"]
+)
 def test_what_is_no_chain_is_refused_by_name(prompt: str) -> None:
     with pytest.raises(DataError, match="is no chain"):
         read_prompt(prompt)
@@ -135,8 +137,14 @@ def test_a_public_operator_can_take_a_turn_too() -> None:
 
 
 def test_train_and_test_parts_share_no_chain_of_two_steps_and_every_fact() -> None:
-    train = {s.prompt for s in ChainsSource(n=800, steps=(1, 2), must_contain=("@",), seed=0, part="train").samples()}
-    test = {s.prompt for s in ChainsSource(n=800, steps=(1, 2), must_contain=("@",), seed=1, part="test").samples()}
+    train = {
+        s.prompt
+        for s in ChainsSource(n=800, steps=(1, 2), must_contain=("@",), seed=0, part="train").samples()
+    }
+    test = {
+        s.prompt
+        for s in ChainsSource(n=800, steps=(1, 2), must_contain=("@",), seed=1, part="test").samples()
+    }
     shared = train & test
     assert shared
     assert all(len(read_prompt(prompt)[1]) == 1 for prompt in shared)

@@ -37,7 +37,11 @@ def test_plain_gzipped_and_parquet_files_hold_the_same_rows(tmp_path: Path) -> N
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
-    for file in (write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl.gz", ROWS), tmp_path / "c.parquet"):
+    for file in (
+        write(tmp_path / "a.jsonl", ROWS),
+        write(tmp_path / "b.jsonl.gz", ROWS),
+        tmp_path / "c.parquet",
+    ):
         assert values(DataSource(path=str(file))) == ROWS
 
 
@@ -66,7 +70,9 @@ def test_rows_without_an_id_are_named_after_their_file(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=8), max_size=3), max_size=4))
-def test_any_text_survives_a_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+def test_any_text_survives_a_file(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
     file = write(tmp_path_factory.mktemp("any") / "rows.jsonl", rows)
     assert values(DataSource(path=str(file))) == rows
 
@@ -82,7 +88,7 @@ def test_a_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"prompt": "a"}\n{"prompt": \n', "line 2, column 12 is not JSON"),
+        (b'{"prompt": "a"}\n{"prompt": \n', "line 2, column 11 is not JSON"),
         (b'["prompt"]\n', "line 1 holds list, not an object"),
         (b'{"prompt": "\xff"}\n', "line 1 is not UTF-8"),
     ],

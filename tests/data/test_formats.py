@@ -37,14 +37,18 @@ def sample(source: DataSource, **values: object) -> Sample:
         ({**ASK, "answer": "A"}, "multiple_choice"),
     ],
 )
-def test_the_format_is_found_in_the_columns_and_the_reason_told(values: dict[str, object], found: str) -> None:
+def test_the_format_is_found_in_the_columns_and_the_reason_told(
+    values: dict[str, object], found: str
+) -> None:
     decision = decide(DataSource(), [row(**values)], where="public set")
     assert decision.format == found
     assert "the first row has" in decision.reason
 
 
 def test_unknown_columns_are_listed_with_the_ways_out() -> None:
-    with pytest.raises(DataError, match=r"public set: train.jsonl, line 5 has the columns premise, gold, which") as e:
+    with pytest.raises(
+        DataError, match=r"public set: train.jsonl, line 5 has the columns premise, gold, which"
+    ) as e:
         decide(DataSource(), [row(premise="a", gold="b")], where="public set")
     assert "columns" in str(e.value)
     assert "template" in str(e.value)
@@ -74,7 +78,9 @@ def test_nothing_but_the_separator_is_added_or_taken(prompt: str, answer: str, s
 
 def test_label_words_become_the_choices() -> None:
     source = DataSource(
-        template="{premise}\nanswer:", columns={"answer": "label"}, answers={"0": "yes", "1": "no", "true": "yes"}
+        template="{premise}\nanswer:",
+        columns={"answer": "label"},
+        answers={"0": "yes", "1": "no", "true": "yes"},
     )
     made = sample(source, id=3, premise="It rains.", label=1)
     assert (made.id, made.prompt, made.answer) == ("3", "It rains.\nanswer:", " no")
@@ -151,11 +157,16 @@ def test_a_remapped_answer_is_hidden_too_and_may_be_missing() -> None:
         (DataSource(), {"prompt": "Q", "answer": []}),
         (DataSource(labelled=False), {"prompt": "Q", "answer": ""}),
         (DataSource(), {**ASK, "choices": ["Lima", " "], "answer": "A"}),
-        (DataSource(), {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]}),
+        (
+            DataSource(),
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]},
+        ),
     ],
 )
 def test_an_empty_answer_is_an_error_with_its_line(source: DataSource, values: dict[str, object]) -> None:
-    with pytest.raises(EmptyAnswer, match=r"public set: train.jsonl, line 5: the answer \(column '.*'\) is empty"):
+    with pytest.raises(
+        EmptyAnswer, match=r"public set: train.jsonl, line 5: the answer \(column '.*'\) is empty"
+    ):
         sample(source, **values)
 
 

@@ -29,7 +29,9 @@ def test_a_longer_talk_is_written_out_and_its_last_reply_learnt() -> None:
 
 
 def test_sharegpt_turns_read_like_messages() -> None:
-    assert read({"from": "human", "value": "Capital of Peru?"}, {"from": "gpt", "value": "Lima."}) == read(ASK, REPLY)
+    assert read({"from": "human", "value": "Capital of Peru?"}, {"from": "gpt", "value": "Lima."}) == read(
+        ASK, REPLY
+    )
 
 
 def test_text_parts_are_joined() -> None:

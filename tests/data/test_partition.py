@@ -11,7 +11,9 @@ from fedtandem.errors import DataError
 
 AUTHORS = ["Eliot_Adam", "Eliot_Mill", "Hardy_Tess", "James_Ambassadors"]
 sets = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(AUTHORS)), min_size=6, max_size=60).map(
-    lambda rows: [Sample(str(i), "p", " a", label=label, fields={"source": s}) for i, (label, s) in enumerate(rows)]
+    lambda rows: [
+        Sample(str(i), "p", " a", label=label, fields={"source": s}) for i, (label, s) in enumerate(rows)
+    ]
 )
 kinds = st.sampled_from(["iid", "dirichlet"])
 
@@ -37,7 +39,10 @@ def test_a_group_is_never_split(samples: list[Sample], parts: int) -> None:
         with pytest.raises(DataError, match="too few"):
             take_part(samples, partition, where="x")
         return
-    cover = [{samples[i].fields["source"] for i in part} for part in partition_indices(samples, partition, where="x")]
+    cover = [
+        {samples[i].fields["source"] for i in part}
+        for part in partition_indices(samples, partition, where="x")
+    ]
     assert sum(len(group) for group in cover) == len(set.union(*map(set, cover))) == len(authors)
 
 

@@ -5,28 +5,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedtandem.data.private import PrivateText, joined, shares_run, window_hashes
+from fedtandem.data.private import PrivateText, hashes_at, joined, shares_run, window_hashes
 from fedtandem.data.public import Sample
 
 few = st.text(alphabet=st.sampled_from("abé"), max_size=40)
 
 
-def by_brute_force(text: str, corpus: list[str], length: int) -> bool:
-    data = text.encode()
-    windows = {data[i : i + length] for i in range(len(data) - length + 1)}
-    return any(document.encode()[i : i + length] in windows for document in corpus for i in range(len(document) * 2))
-
-
 @given(few, st.lists(few, max_size=4), st.integers(1, 12))
 @example("ab", ["a", "b"], 2)  # a run never reaches from one document into the next
 @example("xaaaaax", ["aaaa", "aaaaa"], 5)
+@example("baaaab", ["aaaaaaaaaaaaaaaab"], 5)
 def test_it_agrees_with_comparing_every_window(text: str, corpus: list[str], length: int) -> None:
-    windows = [document.encode() for document in corpus]
-    expected = any(
-        document[i : i + length] in text.encode()
-        for document in windows
-        for i in range(len(document) - length + 1)
-    )
+    documents = [document.encode() for document in corpus]
+    windows = [data[i : i + length] for data in documents for i in range(len(data) - length + 1)]
+    expected = any(window in text.encode() for window in windows)
     assert shares_run(text, corpus, length) == expected
 
 
@@ -47,7 +39,7 @@ def test_a_canary_of_fifty_bytes_is_refused_and_of_forty_nine_is_not() -> None:
 
 
 def test_neighbouring_windows_are_one_text_again() -> None:
-    text = "".join(chr(97 + (i * i + i // 7) % 26) for i in range(300))
+    text = np.random.default_rng(1).integers(97, 123, size=300).astype(np.uint8).tobytes().decode()
     windows = [
         Sample(f"b-0@{at}", "", text[at : at + 64], eos=False, fields={"run": "b-0", "offset": at})
         for at in (128, 0, 64, 256)
@@ -64,6 +56,8 @@ def test_equal_windows_have_equal_hashes_and_others_do_not(data: bytes, width: i
     windows = [data[i : i + width] for i in range(len(data) - width + 1)]
     assert len(hashes) == len(windows)
     assert len(set(hashes.tolist())) == len(set(windows))
+    starts = np.arange(len(windows))[::2]
+    assert np.array_equal(hashes_at(np.frombuffer(data, dtype=np.uint8), starts, width), hashes[::2])
 
 
 def test_the_index_is_small_beside_the_text() -> None:
@@ -73,7 +67,12 @@ def test_the_index_is_small_beside_the_text() -> None:
 
 
 def test_a_repetitive_corpus_does_not_slow_the_search() -> None:
-    assert not shares_run("ab" * 24 + "c" * 400, ["ab" * 20_000 + "c" * 49])
+    private = PrivateText(["ab" * 200_000 + "c" * 49] + ["the same footer under each letter " * 2] * 5_000)
+    assert len(private._starts) < 25_000
+    assert not private.repeats(("ab" * 24 + "#") * 200 + "c" * 48)
+    assert private.repeats("ab" * 25)
+    assert private.repeats("#b" + "c" * 49)
+    assert private.repeats("under each letter the same footer under each letter")
 
 
 def test_a_run_of_no_bytes_is_refused() -> None:

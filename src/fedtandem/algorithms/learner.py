@@ -4,13 +4,15 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedtandem.algorithms.public_pass import public_pass
 from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
-from fedtandem.data.public import Sample
+from fedtandem.data.public import Sample, public_hash
 from fedtandem.errors import ModelError
 from fedtandem.evaluation.scorer import Evaluation, evaluate
 from fedtandem.knowledge.sparse_logits import SparseLogits
@@ -44,6 +46,21 @@ class Lesson:
     taught: Sequence[np.ndarray | None]
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """What a phase ended in: the party's state, and the line it left in the record."""
+
+    state: Mapping[str, Mapping[str, Tensor]]
+    event: Mapping[str, Any] | None
+
+
+def copy_state(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """A state that later training does not touch."""
+    return {
+        group: {name: tensor.clone() for name, tensor in tensors.items()} for group, tensors in state.items()
+    }
+
+
 def phase_seed(seed: int, party: str, round_number: int, phase: str) -> int:
     """A seed of its own for each phase of each party and round, the same in every method; 63 bits."""
     text = f"{seed}/{party}/{round_number}/{phase}".encode()
@@ -70,6 +87,7 @@ class Learner:
         chat_template: wrap prompts in the tokenizer's own template.
         reset_optimizer: start each phase with new moments, as the reference does.
         emit, progress: where the record and the progress go.
+        memo: private phases already done from the very same state, shared by the methods of a run; None: none are kept.
     """
 
     def __init__(
@@ -93,6 +111,7 @@ class Learner:
         eval_batch_size: int = 64,
         emit: Emit = lambda *_, **__: None,
         progress: Progress = lambda *_: None,
+        memo: dict[str, Remembered] | None = None,
     ) -> None:
         self.name = name
         self.lm = lm
@@ -112,8 +131,10 @@ class Learner:
         self.eval_batch_size = eval_batch_size
         self.emit = emit
         self.progress = progress
+        self.memo = memo
         self.optimizers: dict[str, dict[str, Tensor]] = {}
         self.replay: list[Example] | None = None
+        self._last: dict[str, Any] | None = None
         self._own_examples: list[Example] | None = None
         self._public_texts: list[Encoded] | None = None
 
@@ -152,7 +173,41 @@ class Learner:
 
     def tune(self, round_number: int) -> None:
         """Step 1: one private phase."""
+        if self.memo is None:
+            self._tune(round_number)
+            return
+        key = self._fingerprint(round_number)
+        if key not in self.memo:
+            self._tune(round_number)
+            self.memo[key] = Remembered(copy_state(self._private_state()), self._last)
+            return
+        known = self.memo[key]
+        self.load_state({**self.state(), **copy_state(known.state)})
+        if known.event is not None:
+            # The CPU seconds stay: they are what this phase costs whoever runs it alone.
+            self.emit("phase", **{**known.event, "remembered": True})
+
+    def _tune(self, round_number: int) -> None:
+        self._last = None
         self._train("private", round_number, self.own_examples, self.private_settings, [], 0.0)
+
+    def _private_state(self) -> dict[str, Mapping[str, Tensor]]:
+        """The part of the state that a private phase reads and changes."""
+        return {group: s for group, s in self.state().items() if group in ("adapter", "optimizer-private")}
+
+    def _fingerprint(self, round_number: int) -> str:
+        """SHA-256 of all that decides a private phase: settings, data, seed, round and the state before it."""
+        digest = hashlib.sha256(repr((
+            self.name, round_number, self.num_rounds, self.seed, self.private_settings, self.max_length,
+            self.chat_template, self.reset_optimizer, public_hash(self.own),
+        )).encode())  # fmt: skip
+        for group, tensors in sorted(self._private_state().items()):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(f"{group}/{name}/{tensor.dtype}".encode())
+                digest.update(
+                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                )
+        return digest.hexdigest()
 
     def learn(self, round_number: int, lesson: Lesson) -> None:
         """Steps 6 and 11: one public phase, labels and teachers together, own data replayed."""
@@ -204,12 +259,13 @@ class Learner:
             )
         if phase == "public":
             self._warn_of_idle_distillation(round_number, report)
-        self.emit(
-            "phase", round=round_number, party=self.name, phase=phase, cpu_seconds=report.cpu_seconds,
-            steps=report.steps, loss_first=report.loss_first, loss_last=report.loss_last, hard=report.hard,
-            soft=report.soft, kd_gradient_share=report.kd_gradient_share, active_positions=report.n_taught,
-            label_positions=report.n_labels, delta_norm=report.delta_norm,
-        )  # fmt: skip
+        self._last = {
+            "round": round_number, "party": self.name, "phase": phase, "cpu_seconds": report.cpu_seconds,
+            "steps": report.steps, "loss_first": report.loss_first, "loss_last": report.loss_last, "hard": report.hard,
+            "soft": report.soft, "kd_gradient_share": report.kd_gradient_share, "active_positions": report.n_taught,
+            "label_positions": report.n_labels, "delta_norm": report.delta_norm,
+        }  # fmt: skip
+        self.emit("phase", **self._last)
 
     def _warn_of_idle_distillation(self, round_number: int, report: PhaseReport) -> None:
         """A teacher that has no pull is said so (specification of FedMKT, section 18)."""

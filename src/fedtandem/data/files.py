@@ -123,7 +123,7 @@ def _read_json_lines(file: Path, stem: str, where: str) -> Iterator[Row]:
 
 def _parse(line: bytes, place: str, where: str) -> Mapping[str, object]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: {place} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:

@@ -45,10 +45,13 @@ class PrivateText:
         documents = [text.encode() for text in texts]
         self._data = b"".join(documents)
         self._ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
-        starts = _block_starts(documents, self._block)
-        keys = window_hashes(np.frombuffer(self._data, dtype=np.uint8), self._block)[starts]
+        data = np.frombuffer(self._data, dtype=np.uint8)
+        starts = _without_repeats(
+            data, _block_starts(documents, self._block), self._ends, self._block, min_bytes
+        )
+        keys = hashes_at(data, starts, self._block)
         order = np.argsort(keys, kind="stable")
-        self._keys, self._starts = keys[order], starts[order].astype(_smallest(len(self._data)))
+        self._keys, self._starts = keys[order], starts[order].astype(_smallest(len(data)))
 
     @classmethod
     def from_samples(cls, samples: Sequence[Sample], min_bytes: int = MIN_RUN_BYTES) -> "PrivateText":
@@ -123,6 +126,47 @@ def _block_starts(documents: Sequence[bytes], block: int) -> NDArray[np.int64]:
         starts.append(np.arange(offset, offset + len(document) - block + 1, block, dtype=np.int64))
         offset += len(document)
     return np.concatenate(starts)
+
+
+def _without_repeats(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], block: int, run: int
+) -> NDArray[np.int64]:
+    """Leave out blocks whose whole neighbourhood stands elsewhere too: boilerplate must not slow the search.
+
+    A run through a block lies within `run - block` bytes before it and after it, so of blocks that agree on
+    all of these one says everything. Blocks near the ends of a document are kept.
+    """
+    reach = run - block
+    document = np.searchsorted(ends, starts, side="right")
+    floor = np.concatenate([[0], ends])[document]
+    inside = (starts - reach >= floor) & (starts + run <= ends[document])
+    left, width = starts[inside] - reach, run + reach
+    _, first, group = np.unique(hashes_at(data, left, width), return_index=True, return_inverse=True)
+    twin = left[first][group]
+    repeated = twin != left
+    for rows in _chunks(np.flatnonzero(repeated)):  # equal hashes are no proof
+        repeated[rows] = (_rows(data, left[rows], width) == _rows(data, twin[rows], width)).all(axis=1)
+    keep = np.ones(len(starts), dtype=np.bool_)
+    keep[np.flatnonzero(inside)[repeated]] = False
+    return starts[keep]
+
+
+def hashes_at(data: NDArray[np.uint8], starts: NDArray[np.int64], width: int) -> NDArray[np.uint64]:
+    """`window_hashes` at some starts only, in little memory; (len(starts),) uint64."""
+    hashes = np.zeros(len(starts), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for rows in _chunks(np.arange(len(starts))):
+            for column in _rows(data, starts[rows], width).T:
+                hashes[rows] = hashes[rows] * _BASE + column + np.uint64(1)
+    return hashes
+
+
+def _rows(data: NDArray[np.uint8], starts: NDArray[np.int64], width: int) -> NDArray[np.uint8]:
+    return data[starts[:, None] + np.arange(width)]
+
+
+def _chunks(indices: NDArray[np.int64], size: int = 2**15) -> list[NDArray[np.int64]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def _smallest(n: int) -> type[np.uint32] | type[np.int64]:

@@ -1,7 +1,7 @@
 """From a config to plain objects: data, models, and for each method a server with its clients."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedtandem.algorithms.client import Client
-from fedtandem.algorithms.learner import Emit, Learner, Progress, TestSet
+from fedtandem.algorithms.learner import Emit, Learner, Progress, Remembered, TestSet
 from fedtandem.algorithms.server import Server
 from fedtandem.algorithms.settings import Flow, KnowledgeSettings, Rounds, Unlabelled
 from fedtandem.alignment.vocabulary import byte_map, min_ed_map
@@ -33,6 +33,8 @@ Report = Callable[[str, int, Mapping[str, Evaluation]], None]
 """`report(party, round, split -> evaluation)`."""
 
 SERVER = "server"
+REMEMBERED_BYTES = 64 * 2**20
+"""Trainable weights up to this size: a private phase that several methods begin with is done once and kept."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Parts:
     config: RunConfig
     public: list[Sample]
     parties: dict[str, PartyParts]
+    memo: dict[str, Remembered] = field(default_factory=dict)
+    """Private phases that several methods begin with; each is done once."""
 
 
 def load_parts(config: RunConfig, progress: Progress) -> Parts:
@@ -238,6 +242,9 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
         eval_batch_size=config.evaluation.batch_size,
         emit=emit,
         progress=progress,
+        memo=parts.memo
+        if sum(tensor.nbytes for tensor in party.untouched.values()) < REMEMBERED_BYTES
+        else None,
     )
 
 

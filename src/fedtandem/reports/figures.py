@@ -105,13 +105,25 @@ def _curve(
 
 
 def _share_axis(axes: Any, metric: str, values: Sequence[float]) -> None:
+    """Shares on the whole scale, or, where nothing moves far, on a tenth of it at least: a wobble stays a wobble."""
     if metric in SHARES:
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
         low, high = 100 * min(values), 100 * max(values)
-        room = max(2.0, 0.08 * (high - low))
-        axes.set_ylim(max(-2.0, low - room), min(102.0, high + room))
+        if high - low > 25:
+            low, high = 0.0, 100.0
+        elif high - low < 10:
+            high = min(100.0, (low + high) / 2 + 5)
+            low = max(0.0, high - 10)
+        ticks = [
+            tick
+            for tick in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+            if 0 <= tick <= 100
+        ]
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        return
     axes.yaxis.get_major_locator().set_params(nbins=5)
 
 

@@ -71,7 +71,14 @@ def signatures(contrasts: Sequence[Contrast], bytes_spent: Payload | None = None
         contrasts: methods against their controls; those whose control had the same public labels count.
         bytes_spent: what the exchange took; None where nothing was exchanged.
     """
-    found = [verdict for contrast in contrasts if (verdict := _only_more_labels(contrast)) is not None]
+    shared = [
+        c
+        for c in contrasts
+        if c.side == "clients" and c.control == "standalone_public" and c.gain is not None
+    ]
+    found = [verdict for c in shared if (verdict := _only_more_labels(c)) is not None]
+    if one_seed := _added_nothing([c for c in shared if c.interval is None]):
+        found.append(one_seed)
     harmed = [
         c for c in contrasts if c.party == "server" and c.control == "server_public" and (c.gain or 0) < 0
     ]
@@ -100,22 +107,27 @@ def signatures(contrasts: Sequence[Contrast], bytes_spent: Payload | None = None
 
 
 def _only_more_labels(c: Contrast) -> Verdict | None:
-    """Clients that do no better than with the same public set and no exchange."""
-    if c.side != "clients" or c.control != "standalone_public" or c.gain is None:
-        return None
-    who, what = _who(c.party), f"{difference(c.difference, c.metric)} {unit(c.metric)} on {c.split}"
-    if c.interval is None:
-        if c.gain > 0:
-            return None
-        text = f"For {who} the exchange added nothing to the public set itself: {what} (one seed)."
-        return Verdict("gain is only more labels", "bad", text)
-    if c.claim or not (c.includes_zero or c.gain <= 0):
+    """Clients that, over seeds, do no better than with the same public set and no exchange."""
+    if c.interval is None or c.claim or not (c.includes_zero or (c.gain or 0.0) <= 0):
         return None
     text = (
-        f"For {who} the gain is only the public set: {what}, 95 % interval {interval(c.interval, c.metric)}, "
-        f"{c.seeds} seeds."
+        f"For {_who(c.party)} the gain is only the public set: {difference(c.difference, c.metric)} {unit(c.metric)} on "
+        f"{c.split}, 95 % interval {interval(c.interval, c.metric)}, {c.seeds} seeds."
     )
     return Verdict("gain is only more labels", "bad", text)
+
+
+def _added_nothing(contrasts: Sequence[Contrast]) -> Verdict | None:
+    """The same from one seed: no interval, so only where the difference is not even positive."""
+    none = [c for c in contrasts if (c.gain or 0.0) <= 0]
+    if not none:
+        return None
+    where = listed(
+        [f"{c.split} of {c.party} ({difference(c.difference, c.metric)} {unit(c.metric)})" for c in none]
+    )
+    text = f"The exchange added nothing to the public set itself on {where}; one seed."
+    everywhere = len(none) == len(contrasts)
+    return Verdict("gain is only more labels", "bad" if everywhere else "note", text)
 
 
 def run_headline(contrasts: Sequence[Contrast]) -> Headline:
