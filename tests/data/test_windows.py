@@ -77,7 +77,7 @@ def test_parts_of_a_document_do_not_touch(n: int) -> None:
 @given(st.integers(0, 200))
 def test_parts_of_unordered_rows_cover_them(n: int) -> None:
     parts = [part_of_rows(n, part) for part in ("train", "validation", "test")]
-    assert sorted(sum(parts, [])) == list(range(n))
+    assert sorted(i for part in parts for i in part) == list(range(n))
 
 
 def test_every_document_is_split_by_itself() -> None:

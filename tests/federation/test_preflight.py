@@ -74,6 +74,9 @@ def test_what_is_held_out_is_not_trained_on(folder: Path) -> None:
         "own-hospital": config.clients[0].data,
         "own-practice": config.clients[1].data,
     }
+    for party in (config.server, *config.clients):
+        assert party.scratch is not None
+        assert party.scratch.data.part == config.public.part == "train"  # nor pretrained on
     for name, data in trained.items():
         assert data is not None
         prompts = {sample.prompt for sample in load_samples(data.to_source(), where=name)}

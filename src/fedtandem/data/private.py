@@ -162,7 +162,8 @@ def hashes_at(data: NDArray[np.uint8], starts: NDArray[np.int64], width: int) ->
 
 
 def _rows(data: NDArray[np.uint8], starts: NDArray[np.int64], width: int) -> NDArray[np.uint8]:
-    return data[starts[:, None] + np.arange(width)]
+    rows: NDArray[np.uint8] = data[starts[:, None] + np.arange(width)]
+    return rows
 
 
 def _chunks(indices: NDArray[np.int64], size: int = 2**15) -> list[NDArray[np.int64]]:

@@ -66,7 +66,7 @@ def evaluate_with_lm_eval(
     )
     scores = {
         task: {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-        for task, found in results["results"].items()
+        for task, found in (results or {"results": {}})["results"].items()  # None: another rank reports
     }
     return HarnessScores(scores, num_fewshot, chat_template, limit, _installed())
 

@@ -62,13 +62,15 @@ def init_command(
         f"name = {json.dumps(output.stem)}",
         'controls = ["standalone_public", "server_public"]',
         "",
-        *_party("server", server, path(public), labelled, "llama", 96, "bpe", said),
+        *_party("server", server, path(public), labelled, hold_out, "llama", 96, "bpe", said),
         "",
     ]
     for at, (name, file) in enumerate(zip(names, private, strict=True)):
         shape = (("gpt2", 64, "pieces"), ("opt", 64, "bytes"))[at % 2]
         text += [f'[[clients]]\nname = "{name}"']
-        text += _party("clients", client_model, path(public), labelled, *shape, said if at == 0 else [])[1:]
+        text += _party(
+            "clients", client_model, path(public), labelled, hold_out, *shape, said if at == 0 else []
+        )[1:]
         text += ["  [clients.data]", f"  path = {path(file)}"]
         text += ['  part = "train"'] if hold_out else []
         text += [""]
@@ -115,6 +117,7 @@ def _party(
     model: str | None,
     public: str,
     labelled: bool,
+    hold_out: bool,
     architecture: str,
     width: int,
     tokenizer: str,
@@ -152,6 +155,7 @@ def _party(
         f"    [{section}.scratch.data]",
         f"    path = {public}",
         # Prompts alone are running text to a model that is made from them.
+        *(['    part = "train"'] if labelled and hold_out else []),
         *([] if labelled else ['    format = "text"', '    columns = { text = "prompt" }']),
     ]
 

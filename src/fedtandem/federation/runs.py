@@ -3,8 +3,10 @@
 import json
 import logging
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file, save
 
 from fedtandem.algorithms.fedmkt import run_fedmkt
-from fedtandem.algorithms.learner import Progress
+from fedtandem.algorithms.learner import Progress, Timed
 from fedtandem.atomic import write_bytes, write_text
 from fedtandem.config import RunConfig
 from fedtandem.data.public import public_hash
@@ -67,7 +69,7 @@ def run_methods(
     log = EventLog(output / "events.jsonl")
     try:
         log.emit("run_started", methods=list(methods), resumed=resume)
-        with _timed_load(log):
+        with Timed(partial(_loaded, log)):
             parts = load_parts(config, progress)
         record["public_hash"] = public_hash(parts.public)
         record["models"] = {name: _about(parts, name) for name in parts.parties}
@@ -168,23 +170,8 @@ def _about(parts: Parts, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _timed_load:
-    """Records the CPU seconds of loading (and, the first time, of making models from scratch)."""
-
-    def __init__(self, log: EventLog) -> None:
-        self.log = log
-
-    def __enter__(self) -> None:
-        import time
-
-        self.start = time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        import time
-
-        self.log.emit(
-            "phase", phase="load", round=0, party="all", cpu_seconds=time.process_time() - self.start
-        )
+def _loaded(log: EventLog, cpu_seconds: float) -> None:
+    log.emit("phase", phase="load", round=0, party="all", cpu_seconds=cpu_seconds)
 
 
 def _run_one(
@@ -224,6 +211,7 @@ def _run_one(
         total[1] += down
         emit("bytes", round=round_number, party=party, up=total[0], down=total[1])
 
+    started = time.process_time()
     emit("method_started", says=method.says)
     folder = output / "methods" / name / "state"
     server, clients = assemble(
@@ -249,7 +237,7 @@ def _run_one(
             client.wake()  # one that only repeated its stored reply has not loaded its last state
     _save_adapters(parts, output, name, method, clients.keys())
     write_text(done, _now())
-    emit("method_finished")
+    emit("method_finished", cpu_seconds=time.process_time() - started)
 
 
 def _save_adapters(

@@ -7,7 +7,7 @@ import torch
 from fedtandem.errors import ModelError
 
 CHUNK_ELEMENTS = 1 << 22
-"""`sparsify` works on as many rows at a time as hold this many logits, so its scratch stays near 16 MiB."""
+"""`sparsify` works on as many rows at a time as hold this many logits, so its scratch stays near 100 MiB."""
 
 TAIL_FLOOR = 1e-12
 """A tail that exists is never smaller than this: 1 - Σp ends in rounding, and its logarithm must stay finite."""
@@ -71,8 +71,8 @@ def _sparsify_chunk(
     if bool(bad.any()):
         row = first_row + int(bad.nonzero()[0, 0])
         raise ModelError(
-            f"{where}, row {row}: the logits hold NaN or +inf. Training has probably diverged: lower the learning rate, "
-            "or load the model in float32."
+            f"{where}, row {row}: the logits hold NaN or +inf. Training has probably diverged: "
+            "lower the learning rate, or load the model in float32."
         )
     log_probs = ((top - highest).double() - normaliser).clamp_max_(0)  # (P, K)
     probs = log_probs.exp()

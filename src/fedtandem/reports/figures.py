@@ -6,7 +6,7 @@ from typing import Any
 
 from fedtandem.reports.contrasts import Contrast
 from fedtandem.reports.record import Lesson, Point, Traffic
-from fedtandem.reports.svg import BAD, GOOD, GRID, INK, MUTED, SERIES, panel, to_svg
+from fedtandem.reports.svg import BAD, GOOD, GRID, INK, MUTED, PAPER, SERIES, panel, to_svg
 from fedtandem.reports.wording import (
     SHARES,
     difference,
@@ -258,10 +258,19 @@ def _forest_row(axes: Any, height: int, c: Contrast, scale: int) -> None:
     )
     axes.plot([scale * (c.difference or 0)], [height], "o", color=colour, markersize=7, zorder=3)
     transform = axes.get_yaxis_transform()  # x in shares of the panel, y in data
-    axes.text(0, height + 0.32, _row_label(c), transform=transform, fontsize=9.5, color=INK)
+    clear = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}  # no line runs through a word
+    axes.text(0, height + 0.32, _row_label(c), transform=transform, fontsize=9.5, color=INK, bbox=clear)
     told = difference(c.difference, c.metric)
     axes.text(
-        1, height + 0.32, told, transform=transform, fontsize=9.5, color=colour, ha="right", fontweight="bold"
+        1,
+        height + 0.32,
+        told,
+        transform=transform,
+        fontsize=9.5,
+        color=colour,
+        ha="right",
+        weight="bold",
+        bbox=clear,
     )
 
 

@@ -30,7 +30,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
     return {
         "run": run,
         "title": f"{run.name}: {method_name(run.main)}",
-        "headline": run_headline(contrasts),
+        "headline": run_headline(contrasts, controls_to_come=not run.finished and len(run.methods) > 1),
         "parties": _by_party(contrasts),
         "controls": controls,
         "verdicts": signatures(contrasts, run_payload(run)),

@@ -40,7 +40,7 @@ class Payload:
         method: whose bytes these are.
         per_round: mean over clients and rounds.
         fedavg: the same for FedAvg.
-        measured: FedAvg was run; else its bytes are 4 a trainable weight, up and down.
+        measured: FedAvg was run; else its bytes are 2 a trainable weight, up and down.
     """
 
     method: str
@@ -50,18 +50,24 @@ class Payload:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A sentence under the headline; `note` where nothing may be claimed."""
+
+    text: str
+    level: Level
+
+
+@dataclass(frozen=True)
 class Headline:
     """The first thing a reader sees.
 
     Attributes:
         title: one plain sentence.
         lines: one per side (server, clients) or comparison.
-        level: how good the news is.
     """
 
     title: str
-    lines: tuple[str, ...]
-    level: Level
+    lines: tuple[Line, ...]
 
 
 def signatures(contrasts: Sequence[Contrast], bytes_spent: Payload | None = None) -> tuple[Verdict, ...]:
@@ -94,7 +100,7 @@ def signatures(contrasts: Sequence[Contrast], bytes_spent: Payload | None = None
             )
         )
     if bytes_spent is not None and bytes_spent.per_round > bytes_spent.fedavg > 0:
-        source = "measured beside it" if bytes_spent.measured else "4 bytes a weight, up and down"
+        source = "measured beside it" if bytes_spent.measured else "2 bytes a weight, up and down"
         found.append(
             Verdict(
                 "bytes above FedAvg of adapters",
@@ -111,8 +117,9 @@ def _only_more_labels(c: Contrast) -> Verdict | None:
     if c.interval is None or c.claim or not (c.includes_zero or (c.gain or 0.0) <= 0):
         return None
     text = (
-        f"For {_who(c.party)} the gain is only the public set: {difference(c.difference, c.metric)} {unit(c.metric)} on "
-        f"{c.split}, 95 % interval {interval(c.interval, c.metric)}, {c.seeds} seeds."
+        f"{method_name(c.method)}, {_who(c.party)}: the gain is only the public set, "
+        f"{difference(c.difference, c.metric)} {unit(c.metric)} on {c.split}, "
+        f"95 % interval {interval(c.interval, c.metric)}, {c.seeds} seeds."
     )
     return Verdict("gain is only more labels", "bad", text)
 
@@ -130,18 +137,24 @@ def _added_nothing(contrasts: Sequence[Contrast]) -> Verdict | None:
     return Verdict("gain is only more labels", "bad" if everywhere else "note", text)
 
 
-def run_headline(contrasts: Sequence[Contrast]) -> Headline:
-    """One seed: what it shows, and that it is no claim."""
+def run_headline(contrasts: Sequence[Contrast], *, controls_to_come: bool = False) -> Headline:
+    """One seed: what it shows, and that it is no claim.
+
+    Args:
+        contrasts: the run's method beside its controls.
+        controls_to_come: the run is not finished and its controls have not run yet.
+    """
     compared = [c for c in contrasts if c.gain is not None]
     if not contrasts:
-        return Headline("Nothing was measured: the run has no held-out sets.", (), "note")
+        return Headline(
+            "Nothing was measured yet." if controls_to_come else "Nothing was measured: no held-out sets.", ()
+        )
     name = method_name(contrasts[0].method)
     if not compared:
-        return Headline(
-            f"{name} ran without a control, so whether the exchange helped cannot be said.",
-            _sides(contrasts),
-            "note",
-        )
+        title = f"{name} ran without a control, so whether the exchange helped cannot be said."
+        if controls_to_come:
+            title = f"{name} is under way; the controls it will be judged by have not run yet."
+        return Headline(title, _sides(contrasts))
     ahead = sum((c.gain or 0) > 0 for c in compared)
     sets = "test set" if len(compared) == 1 else "test sets"
     if ahead == 0:
@@ -154,11 +167,10 @@ def run_headline(contrasts: Sequence[Contrast]) -> Headline:
         )
     else:
         title = f"{name} was ahead of its control on {ahead} of {len(compared)} {sets}."
-    level: Level = "good" if ahead * 2 > len(compared) else "bad" if ahead == 0 else "note"
-    return Headline(f"{title} One seed is a figure, not a claim.", _sides(contrasts), level)
+    return Headline(f"{title} One seed is a figure, not a claim.", _sides(contrasts))
 
 
-def _sides(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+def _sides(contrasts: Sequence[Contrast]) -> tuple[Line, ...]:
     """A sentence per side and metric: where it came from, where it is, against what."""
     lines = []
     for side, metric in dict.fromkeys((c.side, c.metric) for c in contrasts):
@@ -177,7 +189,8 @@ def _sides(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
             low, high = ordered[0], ordered[-1]
             text += f", the mean of {len(compared)} test sets (from {_at(low, mine)} to {_at(high, mine)})"
         better = "" if mine[0].higher_is_better else "; lower is better"
-        lines.append(f"{text}{better}.")
+        gain = mean(c.gain or 0.0 for c in compared)
+        lines.append(Line(f"{text}{better}.", "good" if gain > 0 else "bad"))
     return tuple(lines)
 
 
@@ -200,20 +213,20 @@ def study_headline(
     """
     if not_valid:
         return Headline(
-            "Not valid, so nothing is compared.", tuple(f"{reason}." for reason in not_valid), "bad"
+            "Not valid, so nothing is compared.", tuple(Line(f"{reason}.", "bad") for reason in not_valid)
         )
     family = [c for c in contrasts if c.in_family]
     if not family:
-        return Headline("The study compares nothing: no row has a control.", (), "note")
-    lines = tuple(sentence(c) for c in family)
+        return Headline("The study compares nothing: no row has a control.", ())
+    lines = tuple(Line(sentence(c), _level(c)) for c in family)
     if max(c.seeds for c in family) < needed:
         many = "seed" if seeds == 1 else "seeds"
-        return Headline(f"No claim can be made with {seeds} {many}; it takes {needed}.", lines, "note")
+        return Headline(f"No claim can be made with {seeds} {many}; it takes {needed}.", lines)
     better = [c for c in family if c.claim and (c.gain or 0) > 0]
     worse = [c for c in family if c.claim and (c.gain or 0) < 0]
     open_ = len(family) - len(better) - len(worse)
     if len(family) == 1:
-        return Headline(sentence(family[0]), (), "good" if better else "bad" if worse else "note")
+        return Headline(sentence(family[0]), ())
     parts = [
         f"{_count(len(better))} {'shows' if len(better) == 1 else 'show'} a real gain over the control"
         if better
@@ -222,8 +235,11 @@ def study_headline(
         f"{_count(open_)} {'is' if open_ == 1 else 'are'} undecided" if open_ else "",
     ]
     said = listed([part for part in parts if part])
-    level: Level = "good" if better and not worse else "bad" if not better else "note"
-    return Headline(f"Of {len(family)} comparisons, {said}.", lines, level)
+    return Headline(f"Of {len(family)} comparisons, {said}.", lines)
+
+
+def _level(c: Contrast) -> Level:
+    return "note" if not c.claim else "good" if (c.gain or 0) > 0 else "bad"
 
 
 def sentence(c: Contrast) -> str:

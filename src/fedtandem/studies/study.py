@@ -74,6 +74,7 @@ def run_study(
     run_methods: RunMethods,
     progress: Progress = _silent,
     say: Callable[[str], None] = _mute,
+    preflight: Callable[[StudyConfig], float] | None = None,
 ) -> dict[str, Any]:
     """Run all cells that are not finished, then write the table.
 
@@ -85,6 +86,7 @@ def run_study(
         run_methods: makes one cell.
         progress: told (what, done, of).
         say: told a line of text: the estimate, what is skipped.
+        preflight: estimates the CPU seconds of all cells while none is finished to go by.
 
     Returns:
         The summary, as in `summary.json`.
@@ -101,7 +103,10 @@ def run_study(
         f"{len(jobs)} cells ({len(plan.rows)} rows x {len(plan.seeds)} seeds), {len(jobs) - len(waiting)} finished"
     )
     cells = {(job.row, job.seed): _read(job) for job in jobs if job.finished}
-    say(_estimate(waiting, list(cells.values())))
+    if not cells and preflight is not None:
+        say(f"estimated CPU time of all cells before any has run: {_long(preflight(config))}")
+    else:
+        say(_estimate(waiting, list(cells.values())))
     for seed in plan.seeds:
         todo = [job for job in waiting if job.seed == seed]
         for job in todo:
@@ -160,8 +165,13 @@ def _estimate(waiting: Sequence[_Job], cells: Sequence[Cell]) -> str:
     for job in waiting:
         own = [cell.cpu_seconds for cell in cells if cell.row == job.row]
         total += sum(own) / len(own) if own else overall
-    text = f"estimated CPU time of the {len(waiting)} cells left: {in_words(total)}"
-    return f"{text} (more than {in_words(LONG_STUDY_S)})" if total > LONG_STUDY_S else text
+    return f"estimated CPU time of the {len(waiting)} cells left: {_long(total)}"
+
+
+def _long(seconds: float) -> str:
+    """A duration that says when it is too long for a study."""
+    text = in_words(seconds)
+    return f"{text} (more than {in_words(LONG_STUDY_S)})" if seconds > LONG_STUDY_S else text
 
 
 def in_words(seconds: float) -> str:
@@ -205,6 +215,7 @@ def study_command(
     file: str | Path, *, output: Path | None = None, overrides: Sequence[str] = (), json_output: bool = False
 ) -> int:
     """`fedtandem study FILE`: run what is missing, print the table, write the report."""
+    from fedtandem.federation.preflight import check
     from fedtandem.federation.progress import Watch
     from fedtandem.federation.runs import run_methods
     from fedtandem.reports.html import report_command
@@ -216,7 +227,13 @@ def study_command(
         say = (
             (lambda text: None) if json_output else (lambda text: watch.console.print(text, highlight=False))
         )
-        summary = run_study(config, folder, run_methods=run_methods, progress=watch, say=say)
+
+        def estimate(study: StudyConfig) -> float:
+            return check(study).total_seconds
+
+        summary = run_study(
+            config, folder, run_methods=run_methods, progress=watch, say=say, preflight=estimate
+        )
     if json_output:
         print(json.dumps({"output": str(folder), **summary}))
     else:

@@ -1,0 +1,127 @@
+"""The tables a terminal shows when a run or a study ends."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedtandem.reports.contrasts import Contrast, run_contrasts, study_contrasts
+from fedtandem.reports.costs import run_costs, run_payload
+from fedtandem.reports.record import read_run, read_study
+from fedtandem.reports.verdicts import Headline, run_headline, signatures, study_headline
+from fedtandem.reports.wording import (
+    difference,
+    figure,
+    interval,
+    listed,
+    method_name,
+    metric_name,
+    p_value,
+    payload,
+    seconds,
+)
+
+_STYLES = {"good": "green", "bad": "red", "note": "yellow"}
+
+
+def print_summary(folder: Path, console: Console | None = None) -> None:
+    """Before, after and control per party, what to mind, and what it cost.
+
+    Args:
+        folder: of a run, finished or not.
+        console: standard output by default.
+    """
+    shown = console or Console()
+    run = read_run(folder)
+    contrasts = run_contrasts(run)
+    controls = list(dict.fromkeys(method_name(c.control) for c in contrasts if c.control))
+    shown.print()
+    shown.print(_before_and_after(contrasts, method_name(run.main)))
+    if controls:
+        shown.print(f"control: {listed(controls)}", style="dim", highlight=False)
+    _print_headline(
+        shown, run_headline(contrasts, controls_to_come=not run.finished and len(run.methods) > 1)
+    )
+    for verdict in signatures(contrasts, run_payload(run)):
+        shown.print(f"[{_STYLES[verdict.level]}]{verdict.signature}:[/] {verdict.text}", highlight=False)
+    costs = run_costs(run)
+    for cost in costs[:1]:
+        up_down = (
+            f"{payload(cost.up)} up, {payload(cost.down)} down" if cost.up + cost.down else "no exchange"
+        )
+        rest = f"; with controls {seconds(sum(c.total for c in costs))}" if len(costs) > 1 else ""
+        shown.print(
+            f"{method_name(cost.method)}: {cost.updates:,.0f} updates, {seconds(cost.total)} CPU, {up_down}{rest}",
+            highlight=False,
+        )
+
+
+def _before_and_after(contrasts: tuple[Contrast, ...], main: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("party")
+    table.add_column("test set")
+    for title in ("before", main, "control", "difference"):
+        table.add_column(title, justify="right", no_wrap=True)
+    previous = ""
+    for c in contrasts:
+        lower = "" if c.higher_is_better else ", lower is better"
+        style = "" if not c.gain else "green" if c.gain > 0 else "red"
+        table.add_row(
+            "" if c.party == previous else c.party,
+            Text.assemble(c.split, " ", (f"{metric_name(c.metric)}{lower}", "dim")),
+            figure(c.before, c.metric),
+            Text(figure(c.value, c.metric), "bold"),
+            figure(c.control_value, c.metric),
+            Text(difference(c.difference, c.metric), style),
+        )
+        previous = c.party
+    return table
+
+
+def print_study(folder: Path, console: Console | None = None) -> None:
+    """Every comparison of a study with its intervals, and the headline.
+
+    Args:
+        folder: of a study.
+        console: standard output by default.
+    """
+    shown = console or Console()
+    study = read_study(folder)
+    contrasts = study_contrasts(study)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("method", "control", "party", "test set"):
+        table.add_column(title)
+    for title in ("method", "control", "difference", "95 % (t)", "p (Holm)"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for c in contrasts:
+        style = "" if not c.claim else "bold green" if (c.gain or 0) > 0 else "bold red"
+        table.add_row(
+            method_name(c.method),
+            method_name(c.control or ""),
+            c.party,
+            c.split,
+            figure(c.value, c.metric),
+            figure(c.control_value, c.metric),
+            Text(difference(c.difference, c.metric), style),
+            interval(c.interval, c.metric),
+            p_value(c.p_holm),
+        )
+    shown.print()
+    if contrasts:
+        shown.print(table)
+    seeds = len({b["seed"] for b in study.summary.get("budgets", ())})
+    headline = study_headline(
+        contrasts,
+        not_valid=study.summary.get("not_valid_because", ()),
+        seeds=seeds,
+        needed=study.summary.get("seeds_for_a_claim", 5),
+    )
+    _print_headline(shown, headline)
+
+
+def _print_headline(console: Console, headline: Headline) -> None:
+    console.print(Text(headline.title, "bold"))
+    for line in headline.lines:
+        console.print(Text.assemble(("│ ", _STYLES[line.level]), line.text))
