@@ -140,7 +140,14 @@ def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.file, arguments.overrides)
     from fedtandem.federation.runs import run_command
 
-    return run_command(config, output=arguments.output, resume=arguments.resume, json_output=arguments.json)
+    folder = arguments.output or Path("runs") / config.name
+    code = run_command(config, output=folder, resume=arguments.resume, json_output=arguments.json)
+    page = folder / "report.html"
+    if code == 0 and config.report.open and page.is_file():
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return code
 
 
 def _study_flags(parser: argparse.ArgumentParser) -> None:

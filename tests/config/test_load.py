@@ -620,3 +620,19 @@ def test_a_study_is_not_run_by_mistake(tmp_path: Path) -> None:
         load_config(file)
     assert type(load_either(file)).__name__ == "StudyConfig"
     assert type(load_either(write(tmp_path, minimal(), "other.toml"))) is RunConfig
+
+
+def test_every_key_is_read_by_somebody() -> None:
+    """A key that changes nothing would be a promise that is not kept."""
+    from pathlib import Path as File
+
+    import fedtandem
+
+    package = File(fedtandem.__file__).parent
+    read = "\n".join(file.read_text(encoding="utf-8") for file in package.rglob("*.py"))
+    for section in ("federation", "knowledge", "distillation", "selection", "evaluation", "alignment"):
+        inner = shape_of(RunConfig, section).section
+        assert inner is not None
+        for key in inner.model_fields:
+            # Read as an attribute, or through the method that knows the mode's default.
+            assert f".{key}" in read or f".{key}_for(" in read, f"{section}.{key}"

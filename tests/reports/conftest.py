@@ -95,7 +95,16 @@ def _method_events(method: str, rounds: int) -> list[dict[str, Any]]:
              "(embedded:chains-server <- embedded:chains-client-b); the others learn from labels alone")  # fmt: skip
         for party in PARTIES:
             for split, (before, _, _) in _skills_of(party):
-                emit("metric", 0, party, split=split, metric="exact_match", value=before, n=N, higher_is_better=True)
+                emit(
+                    "metric",
+                    0,
+                    party,
+                    split=split,
+                    metric="exact_match",
+                    value=before,
+                    n=N,
+                    higher_is_better=True,
+                )
     for number in range(1, rounds + 1):
         reached = 1 - math.exp(-1.1 * number) if number < ROUNDS else 1.0
         for party in parties:
@@ -162,7 +171,7 @@ def build_study(folder: Path, seeds: int = 5) -> Path:
                            **{c: {"name": "scratch:gpt2-64x2", "parameters": 200_000, "trainable": 200_000}
                               for c in clients}},
             }  # fmt: skip
-            traffic = {c: (20_000, 900_000) for c in clients} if row != "standalone_public" else {}
+            traffic = dict.fromkeys(clients, (20000, 900000)) if row != "standalone_public" else {}
             updates = dict.fromkeys(clients, 600 if row != "ce_best" else 480)
             cpu = dict.fromkeys(clients, 40.0)
             cells.append(Cell(row, seed, figures, curves, updates, traffic, 120.0, cpu, record))

@@ -84,7 +84,10 @@ def test_the_bootstrap_of_a_ratio_is_centred_on_the_ratio_of_sums():
 
 def test_a_pooled_row_is_the_mean_over_its_parties():
     one = np.ones(4)
-    up, down = PairedItems(Items(one, one), Items(0 * one, one)), PairedItems(Items(0 * one, one), Items(one, one))
+    up, down = (
+        PairedItems(Items(one, one), Items(0 * one, one)),
+        PairedItems(Items(0 * one, one), Items(one, one)),
+    )
     drawn = two_level_bootstrap([[up, down, up, up]] * 3, np.random.default_rng(0), draws=10, item_draws=5)
     np.testing.assert_allclose(drawn, 0.5)  # (1 - 1 + 1 + 1) / 4
 
@@ -103,7 +106,9 @@ def test_the_same_generator_gives_the_same_interval():
     assert first == second
 
 
-def nested_noise(rng: np.random.Generator, families: int, effect: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def nested_noise(
+    rng: np.random.Generator, families: int, effect: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Per-item results (families, comparisons, seeds, items) of methods and of the control they share.
 
     Every trained model has luck of its own (a heavy-tailed seed effect of sd 0.02); every seed draws its own test
@@ -165,7 +170,12 @@ def test_four_seeds_make_no_claim_whatever_the_effect():
     rng = np.random.default_rng(5)
     method, control = nested_noise(rng, 1, effect=10.0)
     four = [
-        compare(m[:4].mean(-1).tolist(), control[0, 0, :4].mean(-1).tolist(), paired(m[:4], control[0, 0, :4]), rng)
+        compare(
+            m[:4].mean(-1).tolist(),
+            control[0, 0, :4].mean(-1).tolist(),
+            paired(m[:4], control[0, 0, :4]),
+            rng,
+        )
         for m in method[0]
     ]
     assert not any(d.claim for d in decide(four))

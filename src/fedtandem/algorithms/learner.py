@@ -314,6 +314,7 @@ class Learner:
                     test.metric,
                     batch_size=self.eval_batch_size,
                     max_length=self.max_length,
+                    chat_template=self.chat_template,
                 )
                 self.progress(f"{self.name}: evaluation", len(results), len(self.tests))
         return results

@@ -30,7 +30,5 @@ class FederationConfig(Section):
     """False: clients get no knowledge from the server."""
     send_up: bool = True
     """False: the server gets no knowledge from clients."""
-    max_parallel: int = Field(1, ge=1)
-    """Clients that work at the same time on the local carrier; each then holds its model in memory."""
     keep_models: bool = True
     """Local carrier: keep clients' models in memory between rounds. False loads and unloads one at a time."""

@@ -24,8 +24,6 @@ class KnowledgeConfig(Section):
     `auto` is two_phase where a message costs little (the local carrier)."""
     downlink: Literal["per_client", "shared"] = "per_client"
     """`per_client`: each client gets the rows it will learn from. `shared`: all get the union of them."""
-    delta_epsilon: float = Field(0.0, ge=0)
-    """Leave out rows whose distribution moved less than this since the last round; 0 sends all (off)."""
 
     def top_k_for(self, mode: Mode | str) -> int:
         """`top_k`, or the mode's default."""

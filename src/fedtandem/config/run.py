@@ -107,7 +107,7 @@ class RunConfig(Section):
         plain = self.resolved()
         for key in ("report", "num_threads", "data"):
             plain.pop(key)
-        for key in ("deadline_s", "max_parallel", "keep_models"):
+        for key in ("deadline_s", "keep_models"):
             plain["federation"].pop(key)
         text = json.dumps(plain, sort_keys=True)
         if self.data.root is not None:

@@ -81,7 +81,7 @@ def load_parts(config: RunConfig, progress: Progress) -> Parts:
         lm.name = party.model
         parties[name] = PartyParts(
             party, name, lm, lm.state(), own, _tests(config, name),
-            PrivateText([sample.prompt + (sample.answer or "") for sample in own]) if name != SERVER else None,
+            PrivateText.from_samples(own) if name != SERVER else None,
         )  # fmt: skip
     progress("loading models and data", len(members), len(members))
     return Parts(config, public, parties)

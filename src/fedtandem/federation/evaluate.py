@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtandem.data.load import load_samples
-from fedtandem.data.presets import PRESETS
+from fedtandem.data.presets import find_preset
 from fedtandem.data.source import DataSource
 from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation, evaluate
@@ -32,7 +32,7 @@ def eval_command(request: EvalRequest) -> Evaluation:
     """
     metric = request.metric
     if metric is None and request.preset is not None:
-        metric = PRESETS[request.preset].metric
+        metric = find_preset(request.preset).metric
     if metric is None:
         raise ConfigError(
             "no metric: give --metric exact_match, accuracy, bits_per_byte or rouge_l, or a --preset that names one."

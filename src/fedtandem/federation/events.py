@@ -37,8 +37,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """All whole lines; what a resumed run did again counts once (the newest)."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return newest_of_each(json.loads(line) for line in lines if line.endswith("}"))
+    lines = path.read_bytes().split(b"\n")[:-1]  # what no newline ends is still being written, or was torn
+    return newest_of_each(json.loads(line) for line in lines if line)
 
 
 _IDENTITY = ("event", "method", "round", "party", "phase", "teacher", "split", "metric", "signature")

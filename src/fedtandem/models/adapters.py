@@ -180,6 +180,8 @@ def save_folder(model: Any, tokenizer: TextTokenizer, folder: Path, *, base: str
                 model.save_pretrained(str(unfinished))
         tokenizer.save(unfinished)
         (unfinished / SIDECAR).write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
+        for file in unfinished.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def restore_folder(model: Any, tokenizer: TextTokenizer, folder: Path, *, name: str) -> None:
@@ -220,7 +222,9 @@ def read_sidecar(folder: Path) -> Sidecar | None:
     except (TypeError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}); save the model again.") from error
     if sidecar.schema != SCHEMA:
-        raise ModelError(f"{file} has schema {sidecar.schema}, this version reads {SCHEMA}; save the model again.")
+        raise ModelError(
+            f"{file} has schema {sidecar.schema}, this version reads {SCHEMA}; save the model again."
+        )
     return sidecar
 
 
@@ -236,4 +240,3 @@ def check_vocabulary(folder: Path, tokenizer: TextTokenizer) -> None:
             f"{folder}: the weights were made with vocabulary {sidecar.vocabulary_hash[:12]}, the tokenizer here "
             f"has {tokenizer.card.hash[:12]}. Put back the tokenizer files they were saved with, or tune again."
         )
-

@@ -84,7 +84,9 @@ def _continue_batch(
         ids[b, longest - len(prompt) :] = torch.from_numpy(np.asarray(prompt, dtype=np.int64))
         mask[b, longest - len(prompt) :] = 1
     step_ids, mask = ids.to(device), mask.to(device)
-    keep_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    keep_last = (
+        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    )
     alive = np.arange(len(prompts))  # which prompt each row of the batch belongs to
     done = np.zeros(len(prompts), dtype=bool)
     written = np.zeros((len(prompts), max(room, 0)), dtype=np.int32)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedtandem.errors import ModelError
 from fedtandem.models.adapters import read_state, restore_folder, save_folder, write_state
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.generation import greedy
@@ -125,7 +126,11 @@ class LanguageModel:
         The vocabulary-wide product is made for these positions only, where the architecture allows it (checked
         when the model was loaded against the full forward; models that scale or cap their logits fail that check
         and take the long way). Gradients flow when enabled; dropout follows `model.training`.
+
+        Raises:
+            ModelError: a text is longer than the model's context.
         """
+        self._check_length(batch.input_ids.shape[1])
         batch = batch.to(self.device)
         with self._autocast():
             if self.selects_hidden:
@@ -133,6 +138,14 @@ class LanguageModel:
             else:
                 logits = self._full_logits(batch)[batch.row, batch.col]
         return logits[:, : self.tokenizer.vocab_size]
+
+    def _check_length(self, n_tokens: int) -> None:
+        limit = getattr(self._causal.config, "max_position_embeddings", None)
+        if limit is not None and n_tokens > int(limit):
+            raise ModelError(
+                f"{self.name}: a text has {n_tokens} tokens, the model's context holds {limit}; set max_length to "
+                f"at most {limit}."
+            )
 
     def _inputs(self, attention_mask: Tensor) -> dict[str, Tensor]:
         """Mask and positions: padding on either side leaves every real token its place in the text."""
@@ -143,7 +156,9 @@ class LanguageModel:
 
     def _selected_logits(self, batch: Batch) -> Tensor:
         assert self._decoder is not None
-        output = self._decoder(input_ids=batch.input_ids, use_cache=False, **self._inputs(batch.attention_mask))
+        output = self._decoder(
+            input_ids=batch.input_ids, use_cache=False, **self._inputs(batch.attention_mask)
+        )
         hidden = output.last_hidden_state[batch.row, batch.col]  # (P, d)
         logits: Tensor = self._causal.get_output_embeddings()(hidden)
         return logits

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fedtandem.errors import ModelError, OutOfMemoryFailure, VocabularyMismatch
-from fedtandem.models.adapters import attach_lora, check_vocabulary, read_sidecar, without_bars
+from fedtandem.models.adapters import attach_lora, check_vocabulary, is_adapted, read_sidecar, without_bars
 from fedtandem.models.embedded import EMBEDDED, embedded_folder
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.tokenizer import TextTokenizer
@@ -84,7 +84,7 @@ def load_model(spec: ModelSpec) -> LanguageModel:
     if spec.tuning_method == "none":
         model.requires_grad_(False)
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     model.eval()
     return LanguageModel(
         model,
@@ -111,7 +111,7 @@ def choose_device(wanted: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device {wanted!r} cannot be used here ({str(error).splitlines()[0]}); use device = \"auto\"."
+            f'device {wanted!r} cannot be used here ({str(error).splitlines()[0]}); use device = "auto".'
         ) from error
     return device
 
@@ -157,7 +157,7 @@ def _check_settings(spec: ModelSpec) -> None:
     if not spec.load_in_4bit:
         return
     if spec.tuning_method == "full":
-        raise ModelError("load_in_4bit cannot go with tuning.method = \"full\"; use \"lora\".")
+        raise ModelError('load_in_4bit cannot go with tuning.method = "full"; use "lora".')
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("load_in_4bit needs the package bitsandbytes: pip install 'fedtandem[quant]'.")
 
@@ -169,6 +169,15 @@ def _base_of(adapter: Path) -> str:
         return sidecar.base
     content = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     return str(content["base_model_name_or_path"])
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Switch gradient checkpointing on, in transformers 4 and 5 alike."""
+    causal = model.get_base_model() if is_adapted(model) else model
+    if hasattr(causal, "activation_checkpointing_enable"):
+        causal.activation_checkpointing_enable()
+    else:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _source_name(name: str) -> str:
@@ -213,7 +222,7 @@ def _load_weights(source: Path | str, spec: ModelSpec, dtype: torch.dtype, devic
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryFailure(
-            f"{spec.model} does not fit on {device}: use load_in_4bit, a smaller dtype, device = \"balanced\" over "
+            f'{spec.model} does not fit on {device}: use load_in_4bit, a smaller dtype, device = "balanced" over '
             "several GPUs, or a smaller model."
         ) from error
     except (OSError, ValueError) as error:

@@ -88,7 +88,9 @@ def train_from_scratch(
     return lm
 
 
-def untrained(spec: ScratchSpec, tokenizer: TextTokenizer, *, device: torch.device | str = "cpu") -> LanguageModel:
+def untrained(
+    spec: ScratchSpec, tokenizer: TextTokenizer, *, device: torch.device | str = "cpu"
+) -> LanguageModel:
     """A model of the wanted shape with random weights, drawn from `spec.seed` alone."""
     from transformers import AutoModelForCausalLM
 

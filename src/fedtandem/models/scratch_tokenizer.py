@@ -11,7 +11,9 @@ TokenizerKind = Literal["bytes", "bpe", "pieces"]
 SPECIALS = ("<pad>", "<s>", "</s>")
 
 
-def train_tokenizer(kind: TokenizerKind, texts: Sequence[str], vocab_size: int, *, bos: bool = False) -> TextTokenizer:
+def train_tokenizer(
+    kind: TokenizerKind, texts: Sequence[str], vocab_size: int, *, bos: bool = False
+) -> TextTokenizer:
     """Train a tokenizer.
 
     Args:
@@ -68,7 +70,10 @@ def _byte_level(kind: TokenizerKind, texts: Sequence[str], vocab_size: int) -> A
     tokenizer.decoder = decoders.ByteLevel()
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=alphabet,
+            show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

@@ -124,7 +124,15 @@ def _share_axis(axes: Any, metric: str, values: Sequence[float]) -> None:
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         return
+    low, high = _wide_enough(min(values), max(values))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.yaxis.get_major_locator().set_params(nbins=5)
+
+
+def _wide_enough(low: float, high: float) -> tuple[float, float]:
+    """At least a fiftieth of the figure itself, so that a wobble stays a wobble."""
+    missing = max(0.0, 0.02 * abs(high) - (high - low)) / 2
+    return low - missing, high + missing
 
 
 def who_taught(lessons: Sequence[Lesson], colours: Mapping[str, int]) -> list[Plot]:
@@ -299,4 +307,4 @@ def scale_of(values: Sequence[float], metric: str) -> tuple[float, float]:
     """Ends of the line on which a metric's figures are drawn."""
     if metric in SHARES:
         return 0.0, 1.0
-    return min(values), max(values)
+    return _wide_enough(min(values), max(values))

@@ -59,13 +59,13 @@ def _run(run: RunRecord) -> list[str]:
     progress = "" if run.finished else f", {run.rounds_done} of {run.num_rounds} rounds committed"
     lines = [
         f"a run, {run.name!r}: {method_name(run.main)}, seed {about.get('seed')}, {state}{progress}",
-        f"methods: {listed(list(run.methods))}; carrier {about.get('carrier')}; {about.get('num_threads')} threads",
+        f"methods: {listed(list(run.methods))}",
+        f"carrier {about.get('carrier')}; torch threads: {about.get('num_threads')}",
         f"public set {about.get('public_hash')}",
     ]
     for party, model in about.get("models", {}).items():
-        lines.append(
-            f"{party}: {model.get('name')}, {model.get('parameters', 0):,} parameters, {model.get('trainable', 0):,} trained"
-        )
+        sizes = f"{model.get('parameters', 0):,} parameters, {model.get('trainable', 0):,} trained"
+        lines.append(f"{party}: {model.get('name')}, {sizes}")
     for cost in run_costs(run):
         lines.append(
             f"{method_name(cost.method)}: {cost.updates:,.0f} updates, {seconds(cost.total)} CPU, "
@@ -143,7 +143,9 @@ def _file(path: Path) -> list[str]:
         return _readable(path, _frame)
     if start.startswith(NUMPY_MAGIC):
         return _map_array(path)
-    if path.suffix == ".safetensors":
+    if (
+        path.suffix == ".safetensors" or start[8:9] == b"{"
+    ):  # a length, then JSON: a party's state has no ending
         return _tensors(path)
     if path.suffix == ".json":
         return _table(path)

@@ -42,11 +42,20 @@ def model_card(run: Path, method: str, party: str, *, merged: bool = False) -> s
             "## Config",
             "",
             "```toml",
-            config_text(dict(record.about.get("config", {}))),
+            config_text(_without_folders(dict(record.about.get("config", {})))),
             "```",
             "",
         ]
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """The config without this machine's folders: a card is published, where private files lie is not."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _front_matter(record: RunRecord, model: dict[str, Any], merged: bool) -> list[str]:

@@ -17,13 +17,15 @@ from fedtandem.reports.figures import (
 )
 from fedtandem.reports.record import SERVER, UNTOUCHED, Note, RunRecord, Score
 from fedtandem.reports.verdicts import run_headline, signatures
-from fedtandem.reports.wording import method_name
+from fedtandem.reports.wording import is_visible, method_name
 
 
 def run_page(run: RunRecord) -> dict[str, Any]:
     """Everything `run.html.j2` needs."""
     contrasts = run_contrasts(run)
     controls = list(dict.fromkeys(c.control for c in contrasts if c.control))
+    # A method measures parties it does not train, too; their flat lines are no control.
+    drawn = {(method, c.party) for c in contrasts for method in (c.method, c.control)}
     colours = colours_of(run.parties)
     main_lessons = [lesson for lesson in run.lessons if lesson.method in (run.main, "")]
     main_traffic = [t for t in run.traffic if t.method in (run.main, "")]
@@ -36,7 +38,9 @@ def run_page(run: RunRecord) -> dict[str, Any]:
         "verdicts": signatures(contrasts, run_payload(run)),
         "warnings": merged_notes(run.warnings),
         "absences": merged_notes(run.absences),
-        "curves": learning_curves(run.points, run.main, controls),
+        "curves": learning_curves(
+            [p for p in run.points if (p.method, p.party) in drawn], run.main, controls
+        ),
         "taught": who_taught(main_lessons, colours),
         "traffic": bytes_by_round(main_traffic, colours),
         "colours": [(party, colours[party] + 1) for party in run.parties],
@@ -83,7 +87,9 @@ def _by_party(contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
 
 
 def _good(c: Contrast) -> str:
-    return "" if not c.gain else "up" if c.gain > 0 else "down"
+    if c.gain is None or not is_visible(c.difference, c.metric):
+        return ""
+    return "up" if c.gain > 0 else "down"
 
 
 def merged_notes(notes: Sequence[Note]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from fedtandem.reports.wording import (
     difference,
     figure,
     interval,
+    is_visible,
     listed,
     method_name,
     metric_name,
@@ -51,7 +52,8 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
         up_down = (
             f"{payload(cost.up)} up, {payload(cost.down)} down" if cost.up + cost.down else "no exchange"
         )
-        rest = f"; with controls {seconds(sum(c.total for c in costs))}" if len(costs) > 1 else ""
+        others = sum(c.total for c in costs[1:])
+        rest = f"; controls {seconds(others)}" if others else ""
         shown.print(
             f"{method_name(cost.method)}: {cost.updates:,.0f} updates, {seconds(cost.total)} CPU, {up_down}{rest}",
             highlight=False,
@@ -66,15 +68,14 @@ def _before_and_after(contrasts: tuple[Contrast, ...], main: str) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     previous = ""
     for c in contrasts:
-        lower = "" if c.higher_is_better else ", lower is better"
-        style = "" if not c.gain else "green" if c.gain > 0 else "red"
+        style = "green" if (c.gain or 0) > 0 else "red"
         table.add_row(
             "" if c.party == previous else c.party,
-            Text.assemble(c.split, " ", (f"{metric_name(c.metric)}{lower}", "dim")),
+            Text.assemble(c.split, " ", (metric_name(c.metric), "dim")),
             figure(c.before, c.metric),
             Text(figure(c.value, c.metric), "bold"),
             figure(c.control_value, c.metric),
-            Text(difference(c.difference, c.metric), style),
+            Text(difference(c.difference, c.metric), style if is_visible(c.difference, c.metric) else ""),
         )
         previous = c.party
     return table
@@ -91,26 +92,29 @@ def print_study(folder: Path, console: Console | None = None) -> None:
     study = read_study(folder)
     contrasts = study_contrasts(study)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("method", "control", "party", "test set"):
+    for title in ("comparison", "where"):
         table.add_column(title)
-    for title in ("method", "control", "difference", "95 % (t)", "p (Holm)"):
+    for title in ("difference", "95 % (t)", "p (Holm)"):
         table.add_column(title, justify="right", no_wrap=True)
-    for c in contrasts:
+    family = [c for c in contrasts if c.in_family] or list(contrasts)
+    for c in family:
         style = "" if not c.claim else "bold green" if (c.gain or 0) > 0 else "bold red"
         table.add_row(
-            method_name(c.method),
-            method_name(c.control or ""),
-            c.party,
-            c.split,
-            figure(c.value, c.metric),
-            figure(c.control_value, c.metric),
+            f"{method_name(c.method)} − {method_name(c.control or '')}",
+            f"{c.party}, {c.split}" if c.split else c.party,
             Text(difference(c.difference, c.metric), style),
             interval(c.interval, c.metric),
             p_value(c.p_holm),
         )
     shown.print()
-    if contrasts:
+    if family:
         shown.print(table)
+    if len(family) < len(contrasts):
+        shown.print(
+            f"{len(contrasts) - len(family)} more, shown without a claim, in the report",
+            style="dim",
+            highlight=False,
+        )
     seeds = len({b["seed"] for b in study.summary.get("budgets", ())})
     headline = study_headline(
         contrasts,
@@ -123,5 +127,8 @@ def print_study(folder: Path, console: Console | None = None) -> None:
 
 def _print_headline(console: Console, headline: Headline) -> None:
     console.print(Text(headline.title, "bold"))
+    lines = Table.grid(padding=(0, 1))
     for line in headline.lines:
-        console.print(Text.assemble(("│ ", _STYLES[line.level]), line.text))
+        lines.add_row(Text("•", _STYLES[line.level]), line.text)
+    if headline.lines:
+        console.print(lines)

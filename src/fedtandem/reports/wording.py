@@ -26,10 +26,16 @@ def figure(value: float | None, metric: str) -> str:
 
 
 def difference(value: float | None, metric: str) -> str:
-    """A difference of two measurements, always with a sign."""
+    """A difference of two measurements, with its sign; none where it is 0 at this precision."""
     if value is None:
         return "–"
-    return _signed(f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}")
+    text = f"{100 * value:+.1f}" if metric in SHARES else f"{value:+.3f}"
+    return _signed(text) if float(text) else text[1:]
+
+
+def is_visible(value: float | None, metric: str) -> bool:
+    """Whether a difference is more than 0 at the precision it is shown with."""
+    return value is not None and difference(value, metric) != difference(0.0, metric)
 
 
 def unit(metric: str) -> str:

@@ -1,7 +1,7 @@
 """A study's cell: one row under one seed, in a run folder of its own; and what is read back from it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,9 @@ def read_cell(folder: Path, row: str, seed: int, method: str) -> Cell:
     cpu: dict[str, float] = {}
     for entry in summary["cpu_seconds"]:
         cpu[entry["party"]] = cpu.get(entry["party"], 0.0) + float(entry["value"])
-    return Cell(row, seed, figures, _curves(events, method), updates, payload, sum(cpu.values()), cpu, record)
+    return Cell(
+        row, seed, figures, _curves(events, method, figures), updates, payload, sum(cpu.values()), cpu, record
+    )
 
 
 def _item_arrays(path: Path) -> dict[str, Any]:
@@ -126,10 +128,12 @@ def _items(arrays: Mapping[str, Any], key: Measured, value: float, *, where: Pat
     return items
 
 
-def _curves(events: list[dict[str, Any]], method: str) -> dict[Measured, tuple[tuple[int, float], ...]]:
+def _curves(
+    events: list[dict[str, Any]], method: str, wanted: Iterable[Measured]
+) -> dict[Measured, tuple[tuple[int, float], ...]]:
     points: dict[Measured, dict[int, float]] = {}
     for event in events:
         if event["event"] == "metric" and event["method"] == method:
             key = (event["party"], event["split"], event["metric"])
             points.setdefault(key, {})[int(event["round"])] = float(event["value"])
-    return {key: tuple(sorted(values.items())) for key, values in points.items()}
+    return {key: tuple(sorted(points[key].items())) for key in wanted if key in points}
