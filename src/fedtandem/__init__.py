@@ -15,7 +15,7 @@ _HOME = {
     "align": "fedtandem.models.pairs",
     "choose_teacher": "fedtandem.selection.dual_min_ce",
     "load_config": "fedtandem.config.load",
-    "run": "fedtandem.federation.runs",
+    "run": "fedtandem.federation.run",
     "sparse_kd_loss": "fedtandem.distillation.kd",
     "vocabulary_map": "fedtandem.models.pairs",
 }
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fedtandem.config.run import RunConfig
     from fedtandem.distillation.kd import sparse_kd_loss
     from fedtandem.errors import FedtandemError
-    from fedtandem.federation.runs import run
+    from fedtandem.federation.run import run
     from fedtandem.knowledge.sparse_logits import SparseLogits
     from fedtandem.models.pairs import align, vocabulary_map
     from fedtandem.selection.dual_min_ce import choose_teacher

@@ -334,26 +334,6 @@ def _parties_of(method: Method) -> frozenset[str]:
     return method.parties
 
 
-def run(config: RunConfig, *, output: Path | None = None, resume: bool = False) -> dict[str, Any]:
-    """Run a config's method and its controls, as `fedtandem run` does.
-
-    Args:
-        config: from `load_config`.
-        output: the run folder; `runs/<name>` by default.
-        resume: go on with what the folder holds.
-
-    Returns:
-        What `summary.json` holds: `rows`, `bytes`, `cpu_seconds`.
-    """
-    folder = output or Path("runs") / config.name
-    summary = run_methods(config, config.methods, folder, resume=resume)
-    if config.report.enabled:
-        from fedtandem.reports.html import report_command
-
-        report_command(folder)
-    return summary
-
-
 def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_output: bool) -> int:
     """`fedtandem run`: one method, its controls, a table and a report."""
     from fedtandem.federation.progress import Watch

@@ -1,8 +1,8 @@
 """Make the checkpoints that ship with the package: `python -m fedtandem.models.make_embedded [NAME ...]`.
 
-Nobody is taught a private operator. The server never meets `@` and `&`; its tokenizer can write them. The clients
-meet both as signs with a new random table in every handful of prompts, so that they learn to be unsure of a
-result they cannot know: without that, a client is as sure of the other's operator as of its own.
+Nobody is taught a private operator. All three meet `@` and `&` as signs with a new random table in every handful of
+prompts: they learn that these signs are looked up, not computed, and to be unsure of a result they cannot know (without
+that, a client is as sure of the other's operator as of its own). What is left is a guess among ten digits.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from fedtandem.models.scratch import ScratchSpec, TextRow, train_from_scratch
 
 ROWS = 60_000
 TABLES = 400
-"""Random tables that the clients see each private sign with."""
+"""Random tables that each private sign is seen with."""
 TABLE_SEEDS_FROM = 1_000_000
 """Away from the seeds that runs use."""
 
@@ -36,10 +36,12 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "embedded:chains-server": Recipe(
-        ScratchSpec("llama", 96, 3, 6, tokenizer="bpe", updates=3000, learning_rate=3e-3), (1, 2, 3, 4), 0.0
+        ScratchSpec("llama", 96, 3, 6, tokenizer="bpe", updates=3000, learning_rate=3e-3), (1, 2, 3, 4), 0.25
     ),
     "embedded:chains-client-a": Recipe(
-        ScratchSpec("gpt2", 64, 2, 4, tokenizer="bytes", updates=3000, learning_rate=4e-3), (1, 2), 0.25
+        ScratchSpec("gpt2", 64, 2, 4, tokenizer="bpe", vocab_size=270, updates=3000, learning_rate=4e-3),
+        (1, 2),
+        0.25,
     ),
     "embedded:chains-client-b": Recipe(
         ScratchSpec("opt", 64, 2, 4, tokenizer="pieces", bos=True, updates=3000, learning_rate=4e-3),
