@@ -1,8 +1,8 @@
 """Make the checkpoints that ship with the package: `python -m fedtandem.models.make_embedded [NAME ...]`.
 
-Nobody is taught a private operator. All three meet `@` and `&` as signs with a new random table in every handful of
-prompts: they learn that these signs are looked up, not computed, and to be unsure of a result they cannot know (without
-that, a client is as sure of the other's operator as of its own). What is left is a guess among ten digits.
+Nobody is taught a private operator. The server never meets `@` and `&`; its tokenizer can write them. The clients
+meet both as signs with a new random table in every handful of prompts, so that they learn to be unsure of a
+result they cannot know: without that, a client is as sure of the other's operator as of its own.
 """
 
 import argparse
@@ -17,9 +17,8 @@ from fedtandem.data.public import Sample
 from fedtandem.models.embedded import EMBEDDED
 from fedtandem.models.scratch import ScratchSpec, TextRow, train_from_scratch
 
-ROWS = 60_000
 TABLES = 400
-"""Random tables that each private sign is seen with."""
+"""Random tables that the clients see each private sign with."""
 TABLE_SEEDS_FROM = 1_000_000
 """Away from the seeds that runs use."""
 
@@ -30,22 +29,29 @@ class Recipe:
 
     spec: ScratchSpec
     steps: tuple[int, ...]
+    rows: int
+    """Prompts in all."""
     unknown_share: float
     """Share of the prompts whose private sign has a random table."""
 
 
 RECIPES: Mapping[str, Recipe] = {
     "embedded:chains-server": Recipe(
-        ScratchSpec("llama", 96, 3, 6, tokenizer="bpe", updates=3000, learning_rate=3e-3), (1, 2, 3, 4), 0.25
+        ScratchSpec("llama", 96, 3, 6, tokenizer="bpe", updates=3000, learning_rate=3e-3),
+        (1, 2, 3, 4),
+        20_000,
+        0.0,
     ),
     "embedded:chains-client-a": Recipe(
         ScratchSpec("gpt2", 64, 2, 4, tokenizer="bpe", vocab_size=270, updates=3000, learning_rate=4e-3),
         (1, 2),
+        60_000,
         0.25,
     ),
     "embedded:chains-client-b": Recipe(
         ScratchSpec("opt", 64, 2, 4, tokenizer="pieces", bos=True, updates=3000, learning_rate=4e-3),
         (1, 2),
+        60_000,
         0.25,
     ),
 }
@@ -53,8 +59,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 def pretraining_rows(recipe: Recipe) -> list[TextRow]:
     """Prompts and answers that a checkpoint is trained on; of chains of two steps and more, train parts only."""
-    n_unknown = round(ROWS * recipe.unknown_share) // TABLES
-    samples = ChainsSource(n=ROWS - n_unknown * TABLES, steps=recipe.steps, seed=1, part="train").samples()
+    n_unknown = round(recipe.rows * recipe.unknown_share) // TABLES
+    samples = ChainsSource(
+        n=recipe.rows - n_unknown * TABLES, steps=recipe.steps, seed=1, part="train"
+    ).samples()
     for table in range(TABLES):
         samples += ChainsSource(
             n=n_unknown,
