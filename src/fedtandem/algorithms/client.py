@@ -325,7 +325,7 @@ def report_alignment(learner: Learner, teacher: Card, crossing: Crossing) -> Non
     unmapped = float((crossing.id_map < 0).mean())
     learner.emit(
         "alignment", round=0, party=learner.name, teacher=teacher.party, aligned_share=crossing.aligned_share,
-        unmapped_ids=unmapped,
+        taught_share=crossing.taught_share, unmapped_ids=unmapped,
     )  # fmt: skip
     if crossing.aligned_share < 0.8:
         learner.emit(

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedtandem.algorithms.settings import KnowledgeSettings
-from fedtandem.alignment.sequence import EndTable, align_bytes, align_min_ed, end_table, rows_of_samples
+from fedtandem.alignment.sequence import (
+    EndTable,
+    align_bytes,
+    align_min_ed,
+    end_table,
+    keeps_pace,
+    rows_of_samples,
+)
 from fedtandem.alignment.transport import transport_bytes, transport_min_ed
 from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.card import Card
@@ -40,6 +47,7 @@ class Crossing:
 
     Attributes:
         aligned_share: share of the learner's answer positions that have a partner, from the last alignment.
+        taught_share: share of them whose partner's next token reaches as far as the learner's (`keeps_pace`).
     """
 
     def __init__(
@@ -55,13 +63,15 @@ class Crossing:
         self.id_map = id_map
         self.mode = settings.mode
         self.aligned_share = float("nan")
+        self.taught_share = float("nan")
         self._row_of: np.ndarray | None = None
+        self._paced = np.zeros(0, dtype=bool)
         self._matches: list[list[list[int]]] = []
         self._own: EndTable | None = None
         if public is not None and teacher.ends is not None:
             self._own = public_ends(public)
             if self.mode == "bytes":
-                self._row_of = self._align(self._own, teacher.ends)
+                self._row_of, self._paced = self._align(self._own, teacher.ends)
             else:
                 self._matches = self._align_min_ed(public)
 
@@ -82,20 +92,22 @@ class Crossing:
         if self.mode == "mined":
             return self._carry_min_ed(rows, sample_index, texts)
         if self._row_of is None:
-            row_of = self._align(
+            row_of, taught = self._align(
                 public_ends(texts), EndTable(rows.end_byte, rows.segment, rows.sample_splits)
             )
         else:
-            row_of = self._rows_of_chosen(rows, sample_index)
-        return transport_bytes(rows, row_of, self.id_map), row_of >= 0
+            row_of, taught = self._rows_of_chosen(rows, sample_index)
+        return transport_bytes(rows, row_of, self.id_map), taught
 
-    def _align(self, own: EndTable, theirs: EndTable) -> np.ndarray:
+    def _align(self, own: EndTable, theirs: EndTable) -> tuple[np.ndarray, np.ndarray]:
         row_of = align_bytes(own, theirs)
+        paced = keeps_pace(own, theirs, row_of)
         answer = own.segment == 1
         self.aligned_share = float((row_of[answer] >= 0).mean()) if answer.any() else float("nan")
-        return row_of
+        self.taught_share = float(paced[answer].mean()) if answer.any() else float("nan")
+        return row_of, paced
 
-    def _rows_of_chosen(self, rows: SparseLogits, sample_index: np.ndarray) -> np.ndarray:
+    def _rows_of_chosen(self, rows: SparseLogits, sample_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The run's alignment, cut to the samples at hand: no alignment work after round 1."""
         if self._row_of is None or self._own is None or self.teacher.ends is None:
             raise RuntimeError("no alignment of the public set was made")
@@ -105,7 +117,7 @@ class Crossing:
         row_of = self._row_of[flat]
         lengths = np.diff(splits)
         shift = np.repeat(rows.sample_splits[:-1] - theirs.sample_splits[sample_index], lengths)
-        return np.where(row_of >= 0, row_of + shift, -1)
+        return np.where(row_of >= 0, row_of + shift, -1), self._paced[flat]
 
     def _align_min_ed(self, public: Sequence[Encoded]) -> list[list[list[int]]]:
         """Per public sample, for each of the learner's rows the teacher's rows its last token is warped onto."""

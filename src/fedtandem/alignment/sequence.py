@@ -111,6 +111,45 @@ def align_bytes(base: EndTable, teacher: EndTable) -> npt.NDArray[np.int64]:
     return row_of
 
 
+def keeps_pace(base: EndTable, teacher: EndTable, row_of: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether a teacher's next token reaches at least as far as the base's.
+
+    Two positions at one byte have read the same text, but they predict pieces of their own size. Where the
+    teacher's next token ends before the base's does (a teacher of single characters, a base of words), all its
+    probability lies on beginnings that the base never writes alone: it would pull against the label at every such
+    position. There the teacher says nothing the base can use. A teacher's longer token is no trouble: it becomes
+    the base's own first piece of it.
+
+    Args:
+        base, teacher: the tables `align_bytes` was given.
+        row_of: its result; (ΣP_base,) int64.
+
+    Returns:
+        (ΣP_base,) bool; False where there is no partner.
+
+    Source: ours; neither in the paper nor in the specification.
+    """
+    reach = _next_ends(teacher)
+    aligned = row_of != NO_ROW
+    paced = np.zeros(row_of.size, np.bool_)
+    paced[aligned] = reach[row_of[aligned]] >= _next_ends(base)[aligned]
+    return paced
+
+
+def _next_ends(table: EndTable) -> npt.NDArray[np.int64]:
+    """Where each row's next token ends: the next known place of its sample and segment; far away for the last."""
+    far = np.iinfo(np.int64).max
+    ends = np.full(table.n_rows, far, np.int64)
+    known = np.flatnonzero(table.end_byte >= 0)
+    if known.size < 2:
+        return ends
+    sample = np.repeat(np.arange(table.n_samples, dtype=np.int64), np.diff(table.sample_splits))
+    group = (sample * 2 + table.segment)[known]
+    together = group[1:] == group[:-1]
+    ends[known[:-1][together]] = table.end_byte[known[1:][together]]
+    return ends
+
+
 def _place_keys(table: EndTable, stride: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """One ascending number per known place (sample, segment, byte), and the rows they belong to."""
     sample = np.repeat(np.arange(table.n_samples, dtype=np.int64), np.diff(table.sample_splits))
