@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from fedtandem.alignment.sequence import NO_ROW, EndTable, align_bytes, align_min_ed, end_table
+from fedtandem.alignment.sequence import NO_ROW, EndTable, align_bytes, align_min_ed, end_table, keeps_pace
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.pairs import align_text
 from fedtandem.models.spelling import Spelling, read_spelling
@@ -238,3 +238,23 @@ def test_alignment_lines_are_json(tokenizers):
         json.loads(json.dumps(align_text(tokenizers["gpt2"], tokenizers["t5"], "a b", "mined")))["text"]
         == "a b"
     )
+
+
+def test_a_teacher_of_single_characters_keeps_no_pace_with_words() -> None:
+    # " 38 = 1": the base reads " 38", " =", " 1"; the teacher " ", "3", "8", " ", "=", " ", "1".
+    base = EndTable(np.array([0, 3, 5], np.int32), np.ones(3, np.uint8), np.array([0, 3]))
+    teacher = EndTable(np.array([0, 1, 2, 3, 4, 5, 6], np.int32), np.ones(7, np.uint8), np.array([0, 7]))
+    up = align_bytes(base, teacher)
+    assert up.tolist() == [0, 3, 5]
+    # Every row of the teacher predicts a lone space or digit; at the last position nobody's next end is known.
+    assert keeps_pace(base, teacher, up).tolist() == [False, False, False]
+    down = align_bytes(teacher, base)
+    assert down.tolist() == [0, -1, -1, 1, -1, 2, -1]
+    # Words reach at least as far as characters: all that is aligned is taught.
+    assert keeps_pace(teacher, base, down).tolist() == (down >= 0).tolist()
+
+
+@given(ends=st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True))
+def test_equal_tokenisations_keep_pace_everywhere(ends: list[int]) -> None:
+    table = EndTable(np.array(sorted(ends), np.int32), np.ones(len(ends), np.uint8), np.array([0, len(ends)]))
+    assert keeps_pace(table, table, align_bytes(table, table)).all()
