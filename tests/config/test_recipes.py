@@ -70,7 +70,7 @@ def test_mined_is_the_papers_rule() -> None:
 def test_the_playgrounds_clients_know_one_secret_operator_each() -> None:
     config = load_config("recipe:chains")
     secrets = [
-        set(client.data.chains.operators) - set("+-*m")
+        set(client.data.chains.operators + client.data.chains.must_contain) - set("+-*m")
         for client in config.clients
         if client.data and client.data.chains
     ]

@@ -180,10 +180,17 @@ def test_a_folder_with_another_run_is_refused(tiny: Tiny, tmp_path: Path) -> Non
         run_methods(tiny("federation.num_rounds=3"), ["zero_shot"], tmp_path / "run", resume=True)
 
 
-def test_a_private_phase_shared_by_methods_is_done_once_and_changes_no_bit(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_private_phase_shared_by_methods_is_done_once_and_changes_no_bit(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     config = tiny("federation.num_rounds=1")
     run_methods(config, ["fedmkt", "standalone_public"], tmp_path / "together")
     run_methods(config, ["standalone_public"], tmp_path / "alone")
-    assert_same(weights(tmp_path / "together", "standalone_public"), weights(tmp_path / "alone", "standalone_public"))
+    assert_same(
+        weights(tmp_path / "together", "standalone_public"), weights(tmp_path / "alone", "standalone_public")
+    )
     private = [e for e in events(tmp_path / "together", "phase") if e["phase"] == "private"]
-    assert {e["method"]: e.get("remembered", False) for e in private} == {"fedmkt": False, "standalone_public": True}
+    assert {e["method"]: e.get("remembered", False) for e in private} == {
+        "fedmkt": False,
+        "standalone_public": True,
+    }

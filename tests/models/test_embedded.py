@@ -109,9 +109,8 @@ def test_a_checkpoint_is_written_in_half_precision_under_its_own_name(
     from fedtandem.models.adapters import read_sidecar
 
     recipe = RECIPES[CLIENT_A]
-    tiny = Recipe(replace(recipe.spec, hidden_size=16, num_hidden_layers=1, updates=1), (1,), 0.1)
+    tiny = Recipe(replace(recipe.spec, hidden_size=16, num_hidden_layers=1, updates=1), (1,), 4000, 0.1)
     monkeypatch.setattr(make_embedded, "RECIPES", {CLIENT_A: tiny})
-    monkeypatch.setattr(make_embedded, "ROWS", 4000)
     make_embedded.main([CLIENT_A, "--output", str(tmp_path)])
     folder = tmp_path / "chains-client-a"
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float16}
