@@ -76,7 +76,8 @@ def test_nothing_that_may_not_be_passed_on_is_inside(built: Path, shared: Path) 
     forbidden = {
         hashlib.sha256(file.read_bytes()).hexdigest(): file
         for file in kept
-        if not file.name.startswith(("README", "LICENSE"))
+        # generation_config.json holds transformers' defaults: any two small models have the same.
+        if not file.name.startswith(("README", "LICENSE", "generation_config"))
     }
     texts = [text.encode() for name in NON_COMMERCIAL for text in rows_of(shared / "data" / name)]
     assert len(texts) > 100

@@ -131,6 +131,20 @@ def test_prompts_take_turns_with_what_they_must_contain(n: int, steps: tuple[int
     assert abs(counts["@"] - counts["&"]) <= len(steps)
 
 
+def test_a_noisy_operator_has_a_new_table_in_every_prompt_and_changes_no_other_answer() -> None:
+    noisy = ChainsSource(
+        n=2000, steps=(1,), operators=(), must_contain=("@", "&"), noisy=("&",), table_seed=3
+    )
+    plain = ChainsSource(n=2000, steps=(1,), operators=(), must_contain=("@", "&"), table_seed=3)
+    right = {"@": [], "&": []}
+    for sample in noisy.samples():
+        operator = str(sample.fields["operators"])
+        right[operator].append(check_path(sample.prompt, sample.answer or "", TABLES))
+    assert all(right["@"])
+    assert 0.05 <= np.mean(right["&"]) <= 0.15  # one in ten by chance
+    assert noisy.samples() == noisy.samples() != plain.samples()
+
+
 def test_a_public_operator_can_take_a_turn_too() -> None:
     samples = ChainsSource(n=100, steps=(1, 2), must_contain=("@", "+"), seed=0).samples()
     assert sum("@" in sample.prompt for sample in samples) == 50

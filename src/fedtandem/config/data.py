@@ -58,6 +58,8 @@ class ChainsConfig(Section):
     """Prompts in all."""
     must_contain: str = ""
     """Every prompt holds one of these operators at least once; they take turns."""
+    noisy: str = ""
+    """Operators with a new random table in every prompt: who learns from them stays unsure of them."""
     part: Literal["train", "test"] | None = None
     """Chains of two steps and more fall to train or test for good, so that none of one is in the other."""
     seed: int | None = None
@@ -67,7 +69,7 @@ class ChainsConfig(Section):
 
     @model_validator(mode="after")
     def _operators_exist(self) -> Self:
-        unknown = sorted(set(self.operators + self.must_contain) - set("+-*m@&"))
+        unknown = sorted(set(self.operators + self.must_contain + self.noisy) - set("+-*m@&"))
         if unknown:
             raise ValueError(f"unknown operators {' '.join(unknown)}; the playground has + - * m @ &")
         if not self.operators and not self.must_contain:
@@ -168,6 +170,7 @@ class DataConfig(Section):
                 operators=tuple(made.operators),
                 steps=made.steps,
                 must_contain=tuple(made.must_contain),
+                noisy=tuple(made.noisy),
                 seed=made.seed or 0,
                 table_seed=made.table_seed or 0,
                 part=made.part,

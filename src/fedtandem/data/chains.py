@@ -47,6 +47,9 @@ class ChainsSource:
     """Lengths of the chains, each equally often."""
     must_contain: tuple[str, ...] = ()
     """Prompts take turns: prompt i holds must_contain[i % len] at least once, beside the `operators`."""
+    noisy: tuple[str, ...] = ()
+    """Operators with a new random table in every prompt: nobody can know them, and who learns from such prompts
+    stays unsure of them. Without that a client may be as sure of a sign it never saw as of its own."""
     seed: int = 0
     """Of the prompts."""
     table_seed: int = 0
@@ -68,6 +71,7 @@ class ChainsSource:
             operators=self.operators,
             steps=self.steps,
             must_contain=self.must_contain,
+            noisy=self.noisy,
             seed=self.seed,
             tables=operator_tables((*self.operators, *self.must_contain), self.table_seed),
             part=self.part,
@@ -103,6 +107,7 @@ def make_chains(
     seed: int,
     tables: Mapping[str, Table],
     must_contain: Sequence[str] = (),
+    noisy: Sequence[str] = (),
     part: Literal["train", "test"] | None = None,
     labelled: bool = True,
 ) -> list[Sample]:
@@ -113,6 +118,7 @@ def make_chains(
         steps: lengths to take turns with, each >= 1.
         tables: operator -> its table, for every operator named.
         must_contain: operators to take turns with; the one whose turn it is stands in at least one step.
+        noisy: operators with a new random table in every prompt, in place of theirs in `tables`.
         part: keep only the prompts of one part (see `ChainsSource.part`).
         labelled: False leaves the answers out.
 
@@ -134,7 +140,8 @@ def make_chains(
         required = must_contain[(i // len(steps)) % len(must_contain)] if must_contain else None
         digits, used = _draw(generator, length, operators, required, part)
         prompt = chain_prompt(digits, used)
-        answer = chain_path(digits, used, tables) if labelled else None
+        drawn = {name: generator.integers(0, 10, size=(10, 10)) for name in noisy if name in used}
+        answer = chain_path(digits, used, {**tables, **drawn}) if labelled else None
         fields = {"steps": length, "operators": "".join(used)}
         samples.append(Sample(id=f"chain-{i:06d}", prompt=prompt, answer=answer, fields=fields))
     return [samples[int(i)] for i in generator.permutation(n)]
