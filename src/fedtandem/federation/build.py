@@ -18,6 +18,7 @@ from fedtandem.config.alignment import Mode
 from fedtandem.data.load import load_samples
 from fedtandem.data.private import PrivateText
 from fedtandem.data.public import Sample, check_samples
+from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.federation.methods import Method
@@ -145,6 +146,11 @@ def assemble(
     """
     config = parts.config
     mode: Mode = method.mode or config.alignment.mode
+    if mode == "mined" and not config.public.labelled and config.public.send_rows:
+        raise ConfigError(
+            "public.labelled is false and the alignment is 'mined', which needs the teacher's tokens of every text; "
+            'written paths travel without them. Set public.send_rows = false, or alignment.mode = "bytes".'
+        )
     rounds = Rounds(
         0 if method.no_rounds else config.federation.num_rounds,
         config.seed,

@@ -288,7 +288,7 @@ def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
                 key = (event["party"], event["split"], event["metric"])
                 if key not in latest or latest[key]["round"] <= event["round"]:
                     latest[key] = event
-        parties = _parties_of(METHODS[name])
+        parties = METHODS[name].parties
         items: dict[str, np.ndarray] = {}
         for (party, split, metric), event in sorted(latest.items()):
             if ("server" if party == SERVER else "clients") not in parties:
@@ -328,10 +328,6 @@ def _belongs(event: Mapping[str, Any], name: str, methods: list[str]) -> bool:
     if name == "zero_shot" and name not in methods:
         return bool(event["method"] == methods[0] and event["round"] == 0)
     return bool(event["method"] == name)
-
-
-def _parties_of(method: Method) -> frozenset[str]:
-    return method.parties
 
 
 def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_output: bool) -> int:
