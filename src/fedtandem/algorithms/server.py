@@ -6,18 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedtandem.algorithms.client import (
-    MakeMap,
-    Store,
-    as_kept,
-    check_knowledge,
-    make_card,
-    meet,
-    only_samples,
-    report_choice,
-    without_own_rows,
-    without_rows,
-)
+from fedtandem.algorithms.client import Store
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
     Choice,
@@ -26,6 +15,17 @@ from fedtandem.algorithms.lessons import (
     choose_paths,
     generator_of,
     write_knowledge,
+)
+from fedtandem.algorithms.meeting import (
+    MakeMap,
+    as_kept,
+    check_knowledge,
+    make_card,
+    meet,
+    only_samples,
+    report_choice,
+    without_own_rows,
+    without_rows,
 )
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
