@@ -11,7 +11,7 @@ from fedtandem.alignment.edit_distance import nearest_strings
 NO_TOKEN = -1
 """In a map: no token of the base stands for this id."""
 
-MAP_VERSION = 1
+MAP_VERSION = 2
 """Raised whenever a rule here changes: maps kept on disk are then made anew."""
 
 IdMap = npt.NDArray[np.int32]
@@ -22,8 +22,9 @@ def byte_map(
 ) -> IdMap:
     """Carry each teacher token to the base token that spells the same bytes, or their beginning.
 
-    In this order: equal bytes (the lowest id if several); if the bytes are UTF-8, the first piece of the base's
-    own tokenisation of them, if it is a byte prefix; the longest base token that is a byte prefix; none.
+    In this order: equal bytes; if the bytes are UTF-8, the first piece of the base's own tokenisation of them, if
+    it is a byte prefix; the longest base token that is a byte prefix; none. Where several base tokens spell the same
+    bytes (a Llama vocabulary has "," and <0x2C>), the one its tokenizer writes stands for them, else the lowest id.
     Special tokens go by role, never by string.
 
     Args:
@@ -39,7 +40,7 @@ def byte_map(
     """
     if base.hash == teacher.hash:
         return np.arange(len(teacher), dtype=np.int32)
-    of_bytes = _ids_by_bytes(base)
+    of_bytes = _ids_by_bytes(base, first_piece)
     id_map = _by_role(base, teacher)
     rest: list[int] = []
     for token_id, spelled in enumerate(teacher.token_bytes):
@@ -120,10 +121,20 @@ def _by_role(base: VocabularyCard, teacher: VocabularyCard) -> IdMap:
     return id_map
 
 
-def _ids_by_bytes(card: VocabularyCard) -> dict[bytes, int]:
-    """Lowest id of each byte form."""
-    pairs = reversed(list(enumerate(card.token_bytes)))
-    return {spelled: token_id for token_id, spelled in pairs if spelled}
+def _ids_by_bytes(
+    card: VocabularyCard, first_piece: Callable[[Sequence[str]], Sequence[int]]
+) -> dict[bytes, int]:
+    """The id of each byte form: of several, the one the tokenizer itself writes, else the lowest."""
+    ids: dict[bytes, list[int]] = {}
+    for token_id, spelled in enumerate(card.token_bytes):
+        if spelled:
+            ids.setdefault(spelled, []).append(token_id)
+    shared = [spelled for spelled, several in ids.items() if len(several) > 1]
+    written = dict(zip(shared, _first_pieces(shared, first_piece), strict=True))
+    return {
+        spelled: written[spelled] if written.get(spelled) in several else several[0]
+        for spelled, several in ids.items()
+    }
 
 
 def _first_pieces(spelled: list[bytes], first_piece: Callable[[Sequence[str]], Sequence[int]]) -> list[int]:
