@@ -133,13 +133,16 @@ def _ask(
     give_back: bool = False,
 ) -> dict[str, WorkReply] | None:
     last = round_number > server.rounds.num_rounds
-    requests = {
-        name: WorkRequest(
-            round=round_number, knowledge=knowledge[name], adapter=adapter, distil=distil, tune=tune,
-            want_rows=not server.learner.knowledge.two_phase, return_adapter=give_back,
-        ).to_envelope(kind="finish" if last else "work")
-        for name in names
-    }  # fmt: skip
+    written: dict[int, Envelope] = {}  # clients who are sent the same get the same bytes, packed once
+    requests = {}
+    for name in names:
+        told = knowledge[name]
+        if id(told) not in written:
+            written[id(told)] = WorkRequest(
+                round=round_number, knowledge=told, adapter=adapter, distil=distil, tune=tune,
+                want_rows=not server.learner.knowledge.two_phase, return_adapter=give_back,
+            ).to_envelope(kind="finish" if last else "work")  # fmt: skip
+        requests[name] = written[id(told)]
 
     def decode(name: str, envelope: Envelope) -> WorkReply:
         return WorkReply.from_envelope(envelope, expected=server.expected(name, round_number))

@@ -79,6 +79,8 @@ class Server:
         self.cards: dict[str, Card] = {}
         self.knowledge: Knowledge | None = None
         self.client_scores: dict[str, np.ndarray] = {}
+        self._file: bytes = b""
+        self._portion: tuple[bytes, Knowledge] | None = None
 
     # -- before the first round ----------------------------------------------------------------------------------
 
@@ -244,7 +246,8 @@ class Server:
             rows=rows if want else None, texts=tuple(texts) if texts is not None else None,
             values=learner.knowledge.values,
         )  # fmt: skip
-        _, self.knowledge = as_kept(made)
+        self._file, self.knowledge = as_kept(made)
+        self._portion = None
 
     def knowledge_for(self, name: str, round_number: int, everyone: list[str]) -> Knowledge | None:
         """Step 8: what one client is sent: only rows of samples on which the server may teach it.
@@ -263,14 +266,20 @@ class Server:
             if knowledge.rows is None:
                 return knowledge
             keep = learner.unlabelled.confidence_keep
-            return only_samples(
-                knowledge, choose_paths({learner.name: knowledge}, len(learner.public), keep).kept
-            )
+            return self._only(choose_paths({learner.name: knowledge}, len(learner.public), keep).kept)
         if knowledge.rows is None:
             return without_rows(knowledge)
         names = everyone if learner.knowledge.shared_downlink else [name]
         wanted = [self._won_from(client, round_number) for client in names]
-        return only_samples(knowledge, np.unique(np.concatenate(wanted)))
+        return self._only(np.unique(np.concatenate(wanted)))
+
+    def _only(self, samples: np.ndarray) -> Knowledge:
+        """The knowledge with the rows of these samples; the same object for clients who get the same."""
+        if self.knowledge is None:
+            raise RuntimeError("no knowledge has been made yet")
+        if self._portion is None or self._portion[0] != samples.tobytes():
+            self._portion = (samples.tobytes(), only_samples(self.knowledge, samples))
+        return self._portion[1]
 
     def _won_from(self, client: str, round_number: int) -> np.ndarray:
         """The samples on which this client will choose the server; all of them where its scores are unknown."""
@@ -289,7 +298,7 @@ class Server:
         """Put the round on disk, wholly or not at all."""
         files = {"state": pack_state(self.learner.state())}
         if self.knowledge is not None:
-            files["knowledge"], _ = as_kept(self.knowledge)
+            files["knowledge"] = self._file
         files["scores.json"] = json.dumps(
             {
                 name: np.asarray(scores, dtype="<f4").tobytes().hex()
@@ -306,7 +315,9 @@ class Server:
         files = self.store.load(keys[-1])
         self.learner.load_state(unpack_state(files["state"]))
         if "knowledge" in files:
-            self.knowledge = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
+            self._file = files["knowledge"]
+            self.knowledge = FetchReply.from_envelope(Envelope.from_bytes(self._file)).knowledge
+            self._portion = None
         self.client_scores = {
             name: np.frombuffer(bytes.fromhex(scores), dtype="<f4").copy()
             for name, scores in json.loads(files["scores.json"]).items()

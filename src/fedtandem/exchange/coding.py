@@ -230,23 +230,27 @@ def from_planes(name: str, planes: Array, length: int | None = None) -> Ints:
     return numbers
 
 
-def _gaps(token_ids: npt.NDArray[np.integer[Any]], row_splits: Ints) -> Ints:
+def _gaps(token_ids: npt.NDArray[np.integer[Any]], row_splits: Ints) -> npt.NDArray[np.integer[Any]]:
     """The first id of a row, then how many ids were left out before each next one."""
-    ids = token_ids.astype(np.int64)
-    gaps = np.diff(ids, prepend=-1) - 1
+    gaps = np.empty_like(token_ids)
+    gaps[:1] = 0
+    np.subtract(token_ids[1:], token_ids[:-1], out=gaps[1:])  # below 2³¹ either way, whatever the dtype
+    gaps -= 1
     firsts = row_splits[:-1][np.diff(row_splits) > 0]
-    gaps[firsts] = ids[firsts]
+    gaps[firsts] = token_ids[firsts]
     return gaps
 
 
 def _from_gaps(gaps: Ints, row_splits: Ints) -> Ints:
-    counts = np.diff(row_splits)
+    """The inverse of `_gaps`: one running sum, in which every row's first step also takes back the row before."""
+    firsts = row_splits[:-1][np.diff(row_splits) > 0]
+    if not len(firsts):
+        return gaps
     steps = gaps + 1
-    total = np.cumsum(steps)  # < 2⁶³: fewer than 2²⁸ entries below 2³² each
-    filled = counts > 0
-    firsts = row_splits[:-1][filled]
-    before = total[firsts] - gaps[firsts]
-    return total - np.repeat(before, counts[filled])
+    steps[firsts] -= 1
+    lasts = np.add.reduceat(steps, firsts)  # < 2⁶³: fewer than 2²⁸ entries below 2³² each
+    steps[firsts[1:]] -= lasts[:-1]
+    return np.cumsum(steps, out=steps)
 
 
 def _zigzag(numbers: Ints) -> Ints:
