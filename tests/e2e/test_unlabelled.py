@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedtandem.config import DataConfig, RunConfig
+from fedtandem.errors import ConfigError
 from fedtandem.exchange.carrier import Absence, Envelope
 from fedtandem.exchange.frame import decode_frame
 from fedtandem.federation.events import read_events
@@ -46,6 +47,15 @@ def test_text_alone_or_text_with_rows(tiny: Tiny, tmp_path: Path, rows: str) -> 
         if e["event"] == "phase" and e["phase"] == "public"
     ]
     assert all((n > 0) == (rows == "true") for n in taught)
+
+
+def test_mined_alignment_of_written_paths_is_refused_and_works_for_the_text_alone(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    mined = (*UNLABELLED, "alignment.mode=mined")
+    with pytest.raises(ConfigError, match=r"public\.send_rows = false"):
+        run_methods(tiny(*mined), ["fedmkt"], tmp_path / "refused")
+    run_methods(tiny(*mined, "public.send_rows=false"), ["fedmkt"], tmp_path / "text")
 
 
 def test_no_envelope_of_any_kind_holds_private_text(

@@ -226,6 +226,7 @@ class Client:
         if learner.unlabelled is None:
             scores, rows = learner.pass_over(learner.public_texts, round_number, want_rows=want)
         else:
+            want = want and learner.unlabelled.send_rows
             texts, scores, rows, refused = write_knowledge(
                 learner, learner.unlabelled, round_number, self.repeats_private
             )
@@ -238,7 +239,8 @@ class Client:
             )
         return Knowledge(
             party=learner.name, round=round_number, vocab_hash=self.vocabulary_hash, public_hash=self.public_hash,
-            scores=scores, sample_index=np.arange(len(scores), dtype=np.int32), rows=rows,
+            scores=scores, sample_index=np.arange(len(scores) if want else 0, dtype=np.int32),
+            rows=rows if want else None,
             texts=tuple(texts) if texts is not None else None, values=learner.knowledge.values,
         )  # fmt: skip
 

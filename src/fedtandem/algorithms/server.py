@@ -236,6 +236,7 @@ class Server:
         else:
             if round_number == 0 and self.flow.up:
                 return  # nobody compares with, or is sent, paths of the untouched model
+            want = want and learner.unlabelled.send_rows
             texts, scores, rows, _ = write_knowledge(
                 learner, learner.unlabelled, round_number, lambda _text: False
             )

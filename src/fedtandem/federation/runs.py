@@ -190,7 +190,11 @@ def _run_one(
     if done.is_file():
         return
 
+    started = time.process_time()
+
     def emit(event: str, **fields: Any) -> None:
+        if event == "round_committed":
+            fields["cpu_seconds"] = time.process_time() - started  # of the method so far, all parties
         log.emit(event, method=name, **fields)
         if event == "warning":
             _LOG.warning("%s: %s", fields.get("signature"), fields.get("text"))
@@ -211,7 +215,6 @@ def _run_one(
         total[1] += down
         emit("bytes", round=round_number, party=party, up=total[0], down=total[1])
 
-    started = time.process_time()
     emit("method_started", says=method.says)
     folder = output / "methods" / name / "state"
     server, clients = assemble(
