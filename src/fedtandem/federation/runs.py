@@ -27,6 +27,7 @@ from fedtandem.federation.build import SERVER, Parts, assemble, load_parts
 from fedtandem.federation.events import EventLog, read_events
 from fedtandem.federation.local import FaultPlan, LocalCarrier
 from fedtandem.federation.methods import METHODS, Method, method_named
+from fedtandem.federation.processes import is_first, part, run_folder
 from fedtandem.federation.strategy import RoundPolicy, Strategy
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +62,18 @@ def run_methods(
     Raises:
         ConfigError: the folder holds another run; a method is unknown.
     """
+    with run_folder(output) as folder:
+        return _run_methods(config, methods, folder, resume, progress, faults)
+
+
+def _run_methods(
+    config: RunConfig,
+    methods: Sequence[str],
+    output: Path,
+    resume: bool,
+    progress: Progress,
+    faults: FaultPlan | None,
+) -> dict[str, Any]:
     chosen = {name: method_named(name) for name in methods}
     record = _open_record(config, list(methods), output, resume)
     transformers.utils.logging.disable_progress_bar()
@@ -340,8 +353,12 @@ def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_ou
     from fedtandem.reports.tables import print_summary
 
     folder = output or Path("runs") / config.name
-    with Watch(quiet=json_output) as watch:
+    with Watch(quiet=json_output or not is_first()) as watch:
         summary = run_methods(config, config.methods, folder, resume=resume, progress=watch)
+    first = is_first()
+    part()
+    if not first:
+        return 0
     if json_output:
         print(json.dumps({"output": str(folder), **summary}))
     else:
