@@ -1,0 +1,58 @@
+"""Write the tables of docs/evidence.md from the studies' summaries; a test keeps the two equal.
+
+    python studies/tables.py
+
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... -->` and `<!-- end -->`; CONTROL `*` takes every
+control, PARTY `*` every party. Bold: a claim by the study's statistics.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "evidence.md"
+TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
+SHARES = ("exact_match", "accuracy", "rouge_l")
+
+
+def filled(page: str) -> str:
+    """The page with every table made anew."""
+    return TABLE.sub(lambda found: found[1] + table(*found.group(2, 3, 4, 5)) + found[6], page)
+
+
+def table(file: str, method: str, control: str, parties: str) -> str:
+    """One table: a row per party, test set and control."""
+    rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
+    means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
+    lines = [
+        f"| party | test set | {method}, per seed | mean | control | its mean | difference, 95 % t (bootstrap) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        wanted = row["method"] == method and row["control"] is not None and control in ("*", row["control"])
+        if wanted and (parties == "*" or row["party"] in parties.split(",")):
+            other = means[row["control"], row["party"], row["split"], row["metric"]]
+            lines.append(_line(row, other))
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
+    def show(value: float, sign: str = "") -> str:
+        percent = row["metric"] in SHARES
+        return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+
+    difference = show(row["difference"], "+")
+    low, high = (show(bound, "+") for bound in row["difference_ci"])
+    less, more = (show(bound, "+") for bound in row["bootstrap_ci"])
+    shown = f"**{difference}**" if row["claim"] else difference
+    per_seed = " ".join(show(value) for value in row["per_seed"])
+    return (
+        f"| {row['party']} | {row['split']} | {per_seed} | {show(row['mean'])} | {row['control']} | "
+        f"{show(other['mean'])} | {shown} ({low} to {high}; {less} to {more}) |"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
