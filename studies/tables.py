@@ -44,13 +44,15 @@ def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
         return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
 
     difference = show(row["difference"], "+")
-    low, high = (show(bound, "+") for bound in row["difference_ci"])
-    less, more = (show(bound, "+") for bound in row["bootstrap_ci"])
+    student, bootstrap = (
+        " to ".join(show(bound, "+") for bound in row[name]) if row[name] else "–"
+        for name in ("difference_ci", "bootstrap_ci")
+    )
     shown = f"**{difference}**" if row["claim"] else difference
     per_seed = " ".join(show(value) for value in row["per_seed"])
     return (
         f"| {row['party']} | {row['split']} | {per_seed} | {show(row['mean'])} | {row['control']} | "
-        f"{show(other['mean'])} | {shown} ({low} to {high}; {less} to {more}) |"
+        f"{show(other['mean'])} | {shown} ({student}; {bootstrap}) |"
     )
 
 

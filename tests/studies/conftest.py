@@ -66,7 +66,9 @@ class FakeRun:
         *,
         resume: bool,
         progress: Callable[[str, int, int], None],
+        measure_untouched: bool,
     ) -> None:
+        assert not measure_untouched
         (method,) = methods
         self.calls.append((method, config.seed, resume))
         output.mkdir(parents=True, exist_ok=True)

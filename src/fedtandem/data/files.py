@@ -44,8 +44,26 @@ def read_rows(source: DataSource, *, where: str) -> list[Row]:
         row
         for pattern in patterns
         for file in find_files(pattern, source.split, where=where)
-        for row in read_file(file, where=where)
+        for row in _rows_of(file, where)
     ]
+
+
+KEPT_FILES, KEPT_BYTES = 4, 64 * 2**20
+_KEPT: dict[tuple[Path, int, int], list[Row]] = {}
+
+
+def _rows_of(file: Path, where: str) -> list[Row]:
+    """The rows of one file; a small one is parsed once, since the parties of a run often share it."""
+    state = file.stat()
+    key = (file.resolve(), state.st_mtime_ns, state.st_size)
+    if key not in _KEPT:
+        rows = list(read_file(file, where=where))
+        if state.st_size > KEPT_BYTES:
+            return rows
+        while len(_KEPT) >= KEPT_FILES:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = rows
+    return _KEPT[key]
 
 
 def find_files(pattern: str, split: str | None, *, where: str) -> list[Path]:

@@ -45,6 +45,7 @@ def run_methods(
     resume: bool = False,
     progress: Progress = _silent,
     faults: FaultPlan | None = None,
+    measure_untouched: bool = True,
 ) -> dict[str, Any]:
     """Run methods and write the run folder.
 
@@ -55,6 +56,7 @@ def run_methods(
         resume: go on with what this folder holds; the config must be the same.
         progress: told (what, done, of).
         faults: what the network does wrong (tests).
+        measure_untouched: evaluate the models before round 1 too; the method `zero_shot` always does.
 
     Returns:
         The summary, as in `summary.json`.
@@ -63,7 +65,7 @@ def run_methods(
         ConfigError: the folder holds another run; a method is unknown.
     """
     with run_folder(output) as folder:
-        return _run_methods(config, methods, folder, resume, progress, faults)
+        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched)
 
 
 def _run_methods(
@@ -73,6 +75,7 @@ def _run_methods(
     resume: bool,
     progress: Progress,
     faults: FaultPlan | None,
+    measure_untouched: bool,
 ) -> dict[str, Any]:
     chosen = {name: method_named(name) for name in methods}
     record = _open_record(config, list(methods), output, resume)
@@ -88,7 +91,7 @@ def _run_methods(
         record["models"] = {name: _about(parts, name) for name in parts.parties}
         _write_record(output, record)
         for at, (name, method) in enumerate(chosen.items()):
-            starts = method.no_rounds or (at == 0 and "zero_shot" not in chosen)
+            starts = method.no_rounds or (measure_untouched and at == 0 and "zero_shot" not in chosen)
             _run_one(parts, name, method, output, log, progress, faults, evaluate_start=starts)
         summary = _summarise(output, list(methods), config.seed)
         write_text(output / "summary.json", json.dumps(summary, indent=1))

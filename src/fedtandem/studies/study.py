@@ -31,7 +31,14 @@ class RunMethods(Protocol):
     """Runs methods into a run folder; `federation.runs.run_methods` is one."""
 
     def __call__(
-        self, config: RunConfig, methods: Sequence[str], output: Path, *, resume: bool, progress: Progress
+        self,
+        config: RunConfig,
+        methods: Sequence[str],
+        output: Path,
+        *,
+        resume: bool,
+        progress: Progress,
+        measure_untouched: bool,
     ) -> object: ...
 
 
@@ -145,7 +152,14 @@ def _make(job: _Job, run_methods: RunMethods, progress: Progress) -> None:
 
     begun = (job.folder / "run.json").is_file()
     try:
-        run_methods(job.config, [job.config.algorithm], job.folder, resume=begun, progress=told)
+        run_methods(
+            job.config,
+            [job.config.algorithm],
+            job.folder,
+            resume=begun,
+            progress=told,
+            measure_untouched=False,  # the row `zero_shot` is there for that
+        )
     except FedtandemError as error:
         raise type(error)(f"study cell {job.row}, seed {job.seed} ({job.folder}): {error}") from error
 
