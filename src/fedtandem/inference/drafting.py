@@ -1,0 +1,154 @@
+"""The SLM's side: draft a block, and keep at once what the mode allows to keep."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fedtandem.errors import ConfigError
+from fedtandem.inference.choice import Choice, checked_logits
+from fedtandem.inference.row import Row
+from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, sparse_law
+
+Uncertainty = Callable[[Tensor], Tensor]
+"""Raw logits (R, V) -> u (R,) in [0, 1]. It may look at the prefix's logits only, not at the draft: with shared
+noise a gate that knows the draft would bias what is verified."""
+
+
+class NextTokenModel(Protocol):
+    """A model over one vocabulary, reading B rows of tokens. Its answers depend on `ids` alone; what it keeps
+    between calls only saves time."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
+        """One forward pass: per row the logits after each of the last `last` tokens of its whole text `ids`;
+        list of (last, V), raw, on any device."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        ...
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Who fills the blocks."""
+
+    def draft(self, rows: Sequence[Row]) -> None:
+        """Bring every row to its end, or to a block that has to be verified."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        ...
+
+
+def doubts(uncertainty: Uncertainty, logits: Tensor) -> list[float]:
+    """u of each of R laws; logits (R, V).
+
+    Raises:
+        ConfigError: the function gives something else than one finite number per law.
+    """
+    # A law bridged from another vocabulary forbids the same tokens everywhere: they are not doubt.
+    possible = logits.isfinite().any(dim=0)
+    u = uncertainty(logits if bool(possible.all()) else logits[:, possible])
+    if u.shape != logits.shape[:1] or not bool(u.isfinite().all()):
+        raise ConfigError(
+            f"the uncertainty gave shape {tuple(u.shape)} for logits {tuple(logits.shape)}, or a NaN; it must give "
+            "one finite number per row."
+        )
+    return [float(value) for value in u]
+
+
+class TokenDrafter:
+    """Drafts token by token, in the LLM's own ids; keeps what the mode allows."""
+
+    def __init__(
+        self,
+        model: NextTokenModel,
+        settings: DecodeSettings,
+        choice: Choice,
+        uncertainty: Uncertainty | None,
+        beta_upper: Callable[[float], float] | None,
+        propose: Callable[[int, list[int]], Sequence[int]] | None,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._choice = choice
+        self._uncertainty = uncertainty
+        self._beta_upper = beta_upper
+        self._propose = propose
+        self._may_keep = settings.mode in ("bounded", "fedhlm", "local")
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        self._model.forget(row)
+
+    def draft(self, rows: Sequence[Row]) -> None:
+        """Bring every row to its end, or to a block that has to be verified."""
+        if self._propose is not None and self._settings.mode == "exact":
+            for row in rows:
+                self._take_proposal(row, self._propose(row.index, row.ids))
+        drafting = [row for row in rows if not self._is_ready(row)]
+        while drafting:
+            ids = [row.ids for row in drafting]
+            answers = self._model.logits([row.index for row in drafting], ids, [1] * len(drafting))
+            logits = checked_logits(torch.cat(answers), drafting, "draft model")  # (R, V)
+            u = [0.0] * len(drafting) if self._uncertainty is None else doubts(self._uncertainty, logits)
+            log_laws = self._choice.log_law(logits)
+            for row, log_law, doubt in zip(drafting, log_laws, u, strict=True):
+                row.record.slm_passes += 1
+                self._add(row, log_law, doubt)
+            drafting = [row for row in drafting if not self._is_ready(row)]
+
+    def _take_proposal(self, row: Row, tokens: Sequence[int]) -> None:
+        allowed = min(self._settings.block, row.room - 1)
+        row.pending = [Draft(int(token)) for token in tokens[: max(0, allowed)]]
+        row.draft_ends = bool(row.pending)
+
+    def _is_ready(self, row: Row) -> bool:
+        if row.is_done or row.draft_ends or len(row.pending) >= self._settings.block:
+            return True
+        # The LLM writes one token of its own after a block: the last place is never worth a draft for it.
+        return row.room <= 1 and (bool(row.pending) or not self._may_keep)
+
+    def _add(self, row: Row, log_law: Tensor, u: float) -> None:
+        """One more token of the SLM: shown at once, or pending."""
+        settings, place = self._settings, len(row.written) + len(row.pending)
+        if not row.pending and self._may_keep and (settings.mode == "local" or u <= settings.tau):
+            bound = 0.0 if self._beta_upper is None or settings.mode == "local" else self._bound(u)
+            # The spec's rule for `bounded`: verify *before* the sum exceeds eps.
+            if settings.mode != "bounded" or (settings.eps is not None and row.charged + bound <= settings.eps):
+                self._keep(row, self._choice.token(row, place, log_law), log_law, bound)
+                return
+        if settings.uplink in ("greedy", "shared_noise"):
+            draft = Draft(self._choice.token(row, place, log_law))
+        else:
+            bits = SCALAR_BITS if settings.uplink == "scalar" else SPARSE_BITS
+            # Truncate and round first, then draw: the server verifies with the law that was drawn from.
+            law = sparse_law(log_law.exp(), settings.top_k, bits)
+            draft = Draft(self._choice.token(row, place, log_law, law.dense(len(log_law))), law)
+        row.pending.append(draft)
+        opens = self._may_keep and len(row.pending) == 1
+        row.draft_ends = draft.token == row.eos_id or (u > settings.tau and not opens)
+
+    def _keep(self, row: Row, token: int, log_law: Tensor, bound: float) -> None:
+        row.charged += bound
+        if row.record.charged is not None:
+            row.record.charged = row.charged
+        row.record.kept += 1
+        if self._settings.mode != "local" and self._settings.audit != "none":
+            row.unaudited.append((len(row.written), log_law.exp().float()))
+        row.commit([token])
+
+    def _bound(self, u: float) -> float:
+        bound = float(self._beta_upper(u)) if self._beta_upper is not None else 0.0
+        if not 0 <= bound <= 1:
+            raise ConfigError(f"beta_upper({u:.3f}) is {bound}; an upper bound of beta lies in [0, 1].")
+        return bound

@@ -1,0 +1,148 @@
+"""The LLM's side: one pass over what is pending, accept or correct, and measure what was kept unseen."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedtandem.errors import ModelError
+from fedtandem.inference.choice import NEAR_TIE, Choice, checked_logits
+from fedtandem.inference.drafting import NextTokenModel
+from fedtandem.inference.row import Row
+from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.speculative import accept_probability, residual_law
+from fedtandem.inference.uplink import (
+    SCALAR_BITS,
+    Draft,
+    pack_block,
+    pack_ids,
+    pack_law,
+    pack_text_verdict,
+    pack_verdict,
+)
+
+
+def verify(target: NextTokenModel, rows: Sequence[Row], choice: Choice) -> None:
+    """One pass of the LLM over what every row has pending; commits what stands and one token of its own."""
+    texts = [row.ids for row in rows]
+    last = []
+    for row in rows:
+        audits_from = row.unaudited[0][0] if row.unaudited else len(row.written)
+        last.append(len(row.written) - audits_from + len(row.pending) + 1)
+    answers = target.logits([row.index for row in rows], texts, last)
+    for row, answer in zip(rows, answers, strict=True):
+        logits = checked_logits(answer[None], [row], "target model")[0]  # (last, V)
+        log_laws = choice.log_law(logits)
+        row.record.llm_passes += 1
+        _count_uplink(row, choice.settings, target.vocab_size)
+        _audit(row, log_laws, choice.settings)
+        first = len(logits) - len(row.pending) - 1
+        _settle(row, logits[first:], log_laws[first:], choice, target.vocab_size)
+
+
+def _settle(row: Row, logits: Tensor, log_laws: Tensor, choice: Choice, vocab_size: int) -> None:
+    """Keep the longest prefix of the block that stands, then one token of the LLM's.
+
+    Args:
+        logits, log_laws: of the LLM, at each place of the block and after it; (g + 1, V) float64.
+    """
+    pending, record, base = row.pending, row.record, len(row.written)
+    record.drafted += len(pending)
+    tokens: list[int] = []
+    accepted = 0
+    for i in range(min(len(pending) + 1, row.limit - base)):
+        draft = pending[i] if i < len(pending) else None
+        margin = choice.margin(row, base + i, logits[i], log_laws[i])
+        if margin < NEAR_TIE.get(choice.settings.uplink, 0.0):
+            record.near_ties += 1
+            if record.first_near_tie is None:
+                record.first_near_tie = base + i
+        if draft is None or draft.law is None:
+            token = choice.token(row, base + i, log_laws[i])
+        else:
+            token = _accept_or_resample(row, draft, log_laws[i].exp(), choice, vocab_size)
+        tokens.append(token)
+        if draft is None:
+            record.own += 1
+            break
+        if token != draft.token:
+            record.corrected += 1
+            break
+        accepted += 1
+        if token == row.eos_id:
+            break
+    record.accepted += accepted
+    row.pending, row.draft_ends, row.block_bytes = [], False, None
+    own = tokens[accepted] if len(tokens) > accepted else None
+    if choice.settings.mode == "cloud":
+        record.downlink_bytes += len(pack_ids(tokens))  # a plain stream
+    elif row.spell is not None:
+        stands = sum(len(row.spell(token)) for token in tokens[:accepted])
+        record.downlink_bytes += len(pack_text_verdict(stands, None if own is None else row.spell(own)))
+    else:
+        record.downlink_bytes += len(pack_verdict(accepted, own))
+    row.commit(tokens)
+    row.told = len(row.written)
+
+
+def _accept_or_resample(row: Row, draft: Draft, p: Tensor, choice: Choice, vocab_size: int) -> int:
+    """The draft, or a token of the residual law; its law is p. Never the draft again after a refusal."""
+    law = draft.law
+    if law is None:
+        raise ModelError("a draft without its law cannot be accepted or resampled; compare it instead.")
+    q = law.dense(vocab_size)
+    if choice.chance.happens(row.index, float(accept_probability(q, p)[draft.token])):
+        return draft.token
+    residual = residual_law(q, p)
+    if not residual.any():
+        return draft.token  # refused by rounding alone: p = q
+    if law.bits == SCALAR_BITS:
+        # The server had one number of this law; it asks for the rest, and the client waits once more.
+        row.record.uplink_bytes += len(pack_law(law, draft.token, vocab_size))
+        row.record.round_trips += 1
+    return choice.chance.choose(row.index, residual)
+
+
+def _count_uplink(row: Row, settings: DecodeSettings, vocab_size: int) -> None:
+    """What the client sends for this pass: the text the server does not know yet, then the block."""
+    record = row.record
+    if settings.mode == "cloud":  # one request, then a stream
+        if row.told is None:
+            record.uplink_bytes += row.prompt_bytes
+            record.round_trips += 1
+        return
+    record.round_trips += 1
+    if row.told is None:
+        record.uplink_bytes += row.prompt_bytes
+    record.uplink_bytes += len(pack_ids(row.written[row.told or 0 :]))
+    block = row.block_bytes
+    record.uplink_bytes += len(pack_block(row.pending, vocab_size)) if block is None else block
+
+
+def _audit(row: Row, log_laws: Tensor, settings: DecodeSettings) -> None:
+    """Measure kept tokens whose LLM law (last, V) this pass has shown.
+
+    Per prefix the error of keeping is TV(q, p); a greedy draft's law is one-hot, and so is the LLM's.
+
+    Source: FedHLM spec, equation (7).
+    """
+    for place, q in row.unaudited:
+        p = log_laws[place - row.unaudited[0][0]]
+        if settings.uplink == "greedy":
+            error = float(int(p.argmax()) != row.written[place])
+        else:
+            error = float((q.double() - p.exp()).clamp_min(0).sum())
+        row.record.audited += 1
+        row.record.audited_error += error
+    row.unaudited = []
+
+
+def audit_the_rest(row: Row, target: NextTokenModel, choice: Choice) -> None:
+    """Measure the kept tokens that no pass of the LLM came after, with one pass of their own."""
+    if not row.unaudited:
+        return
+    first = row.unaudited[0][0]
+    # The law of the token at `first` stands after the token before it; nothing is asked after the last one.
+    ids = [*row.prompt, *row.written[:-1]]
+    answer = target.logits([row.index], [ids], [len(row.written) - first])[0]
+    row.record.audit_passes += 1
+    _audit(row, choice.log_law(checked_logits(answer[None], [row], "target model")[0]), choice.settings)
