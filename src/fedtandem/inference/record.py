@@ -1,5 +1,6 @@
 """What one generation did and what it cost."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -56,3 +57,21 @@ class Record:
     def as_dict(self) -> dict[str, int | float | None]:
         """For JSON: all counts and the two shares."""
         return {**asdict(self), "verified_share": self.verified_share, "llm_passes_saved": self.llm_passes_saved}
+
+
+SUMMED = (
+    *("tokens", "kept", "drafted", "accepted", "corrected", "own", "slm_passes", "llm_passes", "audit_passes"),
+    *("round_trips", "uplink_bytes", "downlink_bytes", "audited", "audited_error", "near_ties"),
+)
+
+
+def summary(records: Sequence[Record]) -> dict[str, float]:
+    """Sums over answers, and the shares that follow from them: of tokens for the LLM's passes and what it verified,
+    of drafts for what it accepted (0 where nothing was drafted)."""
+    totals: dict[str, float] = {"prompts": len(records)}
+    totals |= {name: sum(getattr(record, name) for record in records) for name in SUMMED}
+    tokens = max(1, totals["tokens"])
+    totals["llm_passes_saved"] = 1 - totals["llm_passes"] / tokens
+    totals["accepted_share"] = totals["accepted"] / max(1, totals["drafted"])
+    totals["verified_share"] = 1 - totals["kept"] / tokens
+    return totals
