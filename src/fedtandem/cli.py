@@ -342,7 +342,9 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bounds", type=Path, metavar="F", help='mode bounded: JSON {"u": [...], "beta_upper": [...]}'
     )
-    parser.add_argument("--block", type=int, default=6, metavar="N", help="drafts per verification (default 6)")
+    parser.add_argument(
+        "--block", type=int, default=6, metavar="N", help="drafts per verification (default 6)"
+    )
     parser.add_argument("--tau", type=float, default=0.3, help="uncertainty above which to ask (default 0.3)")
     parser.add_argument(
         "--uplink",
@@ -360,8 +362,12 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--chat-template", action="store_true", help="wrap prompts in each model's template")
-    parser.add_argument("--audit", choices=["none", "passing", "all"], default="passing",
-                        help="measure the error of kept tokens (default: of those the large model reads anyway)")  # fmt: skip
+    parser.add_argument(
+        "--audit",
+        choices=["none", "passing", "all"],
+        default="passing",
+        help="whose error is measured: of kept tokens that the large model reads anyway, or of all",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, one per prompt and in order")
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
@@ -468,9 +474,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run a config's method and its controls", _run_flags, _run),
     "study": Command("methods x seeds, with intervals", _study_flags, _study),
     "eval": Command("score a model on held-out rows", _eval_flags, _eval),
-    "generate": Command(
-        "answer prompts with a small and a large model together", _generate_flags, _generate
-    ),
+    "generate": Command("answer prompts with a small and a large model together", _generate_flags, _generate),
     "report": Command("write the page of a run or a study", _report_flags, _report),
     "export": Command(
         "take a trained party out of a run, as PEFT folder or whole model", _export_flags, _export

@@ -1,7 +1,7 @@
 """Toy tokenizers that cut the same text differently: SLEM and TLI leave the LLM's law as it is.
 
-    target   a | b | ab | end            "aba" is  ab a
-    client   a | b | ba | end            "aba" is  a ba
+target   a | b | ab | end            "aba" is  ab a
+client   a | b | ba | end            "aba" is  a ba
 """
 
 from collections import Counter
@@ -123,7 +123,9 @@ class Script:
         return bool(self._take({1: probability, 0: 1 - probability}))
 
 
-def enumerated(client: Party, target: Party, bridge: str, chosen: DecodeSettings) -> dict[tuple[int, ...], float]:
+def enumerated(
+    client: Party, target: Party, bridge: str, chosen: DecodeSettings
+) -> dict[tuple[int, ...], float]:
     """The law of the answers through a bridge."""
     prompt, own = target.tokenizer.encode_prompt("a"), client.tokenizer.encode_prompt("a")
     law: Counter[tuple[int, ...]] = Counter()
@@ -137,7 +139,13 @@ def enumerated(client: Party, target: Party, bridge: str, chosen: DecodeSettings
             )
         path = Script(scripts.pop())
         (answer,) = decode(
-            drafter, target.model, [prompt], chosen, eos_id=target.tokenizer.eos, uncertainty=doubt, chance=path
+            drafter,
+            target.model,
+            [prompt],
+            chosen,
+            eos_id=target.tokenizer.eos,
+            uncertainty=doubt,
+            chance=path,
         )
         law[tuple(answer.ids)] += path.weight
         scripts += path.others

@@ -123,7 +123,9 @@ def doubt(logits: Tensor) -> Tensor:
     return 1 - logits.softmax(dim=-1).amax(dim=-1)
 
 
-def paths(q: Table, p: Table, unsure: Callable[[Tensor], Tensor] = doubt, **values: object) -> list[tuple[float, Decoded]]:
+def paths(
+    q: Table, p: Table, unsure: Callable[[Tensor], Tensor] = doubt, **values: object
+) -> list[tuple[float, Decoded]]:
     chosen = DecodeSettings(max_new_tokens=LENGTH, **{"uplink": "scalar", **values})
     bound = (lambda u: min(1.0, u)) if chosen.mode == "bounded" else None
     return every_path(
@@ -154,7 +156,9 @@ def test_exact_has_the_llms_law_whatever_block_tau_uplink_and_truncation(
 
 @few
 @given(st.integers(0, 10**6), st.sampled_from(UPLINKS), st.integers(1, 3))
-def test_fedhlm_is_the_llm_at_tau_minus_one_and_the_slm_at_tau_two(seed: int, uplink: str, block: int) -> None:
+def test_fedhlm_is_the_llm_at_tau_minus_one_and_the_slm_at_tau_two(
+    seed: int, uplink: str, block: int
+) -> None:
     q, p = Table(seed), Table(seed + 1)
     all_sent = paths(q, p, mode="fedhlm", uplink=uplink, block=block, tau=-1.0)
     assert distance(sequence_law(all_sent), own_law(p)) < 1e-12
@@ -181,10 +185,14 @@ def true_error(q: Table, p: Table) -> Callable[[Tensor], Tensor]:
 
 
 @few
-@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.2, 0.5, 1.0]), st.integers(1, 3), st.sampled_from(UPLINKS))
+@given(
+    st.integers(0, 10**6), st.sampled_from([0.05, 0.2, 0.5, 1.0]), st.integers(1, 3), st.sampled_from(UPLINKS)
+)
 def test_bounded_with_true_bounds_never_exceeds_eps(seed: int, eps: float, block: int, uplink: str) -> None:
     q, p = Table(seed, zeros=False), Table(seed + 1, zeros=False)
-    found = paths(q, p, true_error(q, p), mode="bounded", eps=eps, tau=1.0, block=block, uplink=uplink, audit="all")
+    found = paths(
+        q, p, true_error(q, p), mode="bounded", eps=eps, tau=1.0, block=block, uplink=uplink, audit="all"
+    )
     assert distance(sequence_law(found), own_law(p)) <= eps + 1e-12
     for _, decoded in found:
         assert decoded.record.charged is not None
@@ -223,7 +231,9 @@ def test_the_error_of_one_kept_token_is_the_total_variation() -> None:
     )  # fmt: skip
     error = float((q.law(()) - p.law(())).clamp_min(0).sum())
     assert {round(decoded.record.audited_error, 6) for _, decoded in found} == {round(error, 6)}
-    assert distance(sequence_law(found), {(v,): float(p.law(())[v]) for v in range(V)}) == pytest.approx(error)
+    assert distance(sequence_law(found), {(v,): float(p.law(())[v]) for v in range(V)}) == pytest.approx(
+        error
+    )
 
 
 @few
@@ -233,7 +243,14 @@ def test_a_peers_proposal_changes_no_law(seed: int, proposal: list[int], block: 
     chosen = DecodeSettings(mode="exact", uplink="scalar", max_new_tokens=LENGTH, block=block, tau=0.5)
     found = every_path(
         lambda chance: decode(
-            q, p, [PROMPT], chosen, eos_id=EOS, uncertainty=doubt, chance=chance, propose=lambda row, ids: proposal
+            q,
+            p,
+            [PROMPT],
+            chosen,
+            eos_id=EOS,
+            uncertainty=doubt,
+            chance=chance,
+            propose=lambda row, ids: proposal,
         )[0]
     )
     assert distance(sequence_law(found), own_law(p)) < 1e-12
@@ -333,7 +350,10 @@ def test_counts_add_up_and_chunks_make_up_the_answer(
         elif mode == "exact":
             law = {"scalar": 6, "sparse": -(-2 * (2 + 8) // 8)}.get(uplink, 4)
             refused = -(-2 * (2 + 16) // 8) * record.corrected if uplink == "scalar" else 0
-            assert record.uplink_bytes == 4 * len(PROMPT) + 2 * record.llm_passes + law * record.drafted + refused
+            assert (
+                record.uplink_bytes
+                == 4 * len(PROMPT) + 2 * record.llm_passes + law * record.drafted + refused
+            )
             assert record.round_trips == record.llm_passes + (record.corrected if uplink == "scalar" else 0)
             # One byte a pass for how many stand, four for each token that is the LLM's.
             assert record.downlink_bytes == record.llm_passes + 4 * (record.corrected + record.own)
@@ -345,9 +365,14 @@ def test_a_drafter_that_is_always_right_saves_all_it_can() -> None:
 
         vocab_size = 100
 
-        def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
+        def logits(
+            self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
+        ) -> list[Tensor]:
             eye = torch.eye(100) * 50
-            return [torch.stack([eye[token + 1] for token in text[-n:]]) for text, n in zip(ids, last, strict=True)]
+            return [
+                torch.stack([eye[token + 1] for token in text[-n:]])
+                for text, n in zip(ids, last, strict=True)
+            ]
 
         def forget(self, row: int) -> None:
             pass
@@ -365,7 +390,9 @@ def test_near_ties_are_counted_with_their_place() -> None:
     class Torn:
         vocab_size = 2
 
-        def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
+        def logits(
+            self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
+        ) -> list[Tensor]:
             return [torch.tensor([[3.0, 3.04 if len(text) == 2 else 3.06]]).repeat(n, 1)
                     for text, n in zip(ids, last, strict=True)]  # fmt: skip
 

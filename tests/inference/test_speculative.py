@@ -48,10 +48,14 @@ def test_the_recorded_laws_and_decisions(cases: list[dict[str, object]]) -> None
         q, p = exact(case["draft"]), exact(case["target"])
         accept, residual = accept_probability(q, p), residual_law(q, p)
         for token, wanted in enumerate(case["accept_if_drafted"]):
-            assert float(accept[token]) == pytest.approx(0 if wanted is None else float(Fraction(wanted)), abs=1e-12)
+            assert float(accept[token]) == pytest.approx(
+                0 if wanted is None else float(Fraction(wanted)), abs=1e-12
+            )
         wanted_residual = torch.zeros_like(p) if case["residual"] is None else exact(case["residual"])
         torch.testing.assert_close(residual, wanted_residual, atol=1e-9, rtol=0)
-        assert float((q * accept).sum()) == pytest.approx(float(Fraction(case["accept_probability"])), abs=1e-12)
+        assert float((q * accept).sum()) == pytest.approx(
+            float(Fraction(case["accept_probability"])), abs=1e-12
+        )
         torch.testing.assert_close(output_law(q, q, p), exact(case["output"]), atol=1e-12, rtol=0)
         for decision in case["decisions"]:
             stands = float(Fraction(decision["u"])) < float(accept[decision["drafted"]])
@@ -69,7 +73,9 @@ def test_the_output_has_the_target_law(laws: tuple[Tensor, Tensor]) -> None:
 
 
 @given(two_laws(), st.sampled_from(DTYPES))
-def test_rounded_laws_give_no_nan_and_keep_their_dtype(laws: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+def test_rounded_laws_give_no_nan_and_keep_their_dtype(
+    laws: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> None:
     q, p = (law.to(dtype) for law in laws)
     accept, residual = accept_probability(q, p), residual_law(q, p)
     assert accept.dtype == residual.dtype == dtype

@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_refused() -> None:
     rows = embedded(EMBEDDED[0]).cached_rows(1)
     with pytest.raises(ModelError, match="last 3 of 2 tokens"):
         rows.logits([0], [[5, 6]], [3])
-    with pytest.raises(ModelError, match="grown to 600 tokens.*holds 512"):
+    with pytest.raises(ModelError, match=r"grown to 600 tokens.*holds 512"):
         rows.logits([0], [[5] * 600], [1])
 
 

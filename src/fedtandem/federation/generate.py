@@ -2,13 +2,14 @@
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtandem.atomic import write_text
 from fedtandem.data.files import read_file
 from fedtandem.errors import ConfigError, DataError
+from fedtandem.inference.drafting import Uncertainty
 from fedtandem.inference.generate import Bridge, Generation, OnText, generate
 from fedtandem.inference.record import summary
 from fedtandem.inference.settings import DecodeSettings
@@ -51,7 +52,9 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
     """
     mode = request.settings.mode
     if (request.prompt is None) == (request.prompts is None):
-        raise ConfigError("give the text of one prompt (--prompt) or a file of prompts (--prompts), one of both.")
+        raise ConfigError(
+            "give the text of one prompt (--prompt) or a file of prompts (--prompts), one of both."
+        )
     if request.draft is None and mode != "cloud":
         raise ConfigError(f"mode {mode} needs the small model: --draft MODEL.")
     if request.target is None and mode != "local":
@@ -91,7 +94,7 @@ def in_words(totals: dict[str, float]) -> str:
     return said
 
 
-def measure(name: str) -> Callable[..., object]:
+def measure(name: str) -> Uncertainty:
     """An uncertainty by name; `expected` looks at the largest logits alone, which is all it needs.
 
     Raises:
@@ -110,15 +113,17 @@ def read_prompts(file: Path | None) -> list[str]:
         DataError: no file, no row, or a row without the column.
     """
     if file is None or not file.is_file():
-        raise DataError(f"there is no file {file}; give JSON lines with a column \"prompt\".")
+        raise DataError(f'there is no file {file}; give JSON lines with a column "prompt".')
     prompts = []
     for row in read_file(file, where="prompts"):
         prompt = row.values.get("prompt")
         if not isinstance(prompt, str):
-            raise DataError(f'{row.place} has no text under "prompt"; its columns are {", ".join(row.values)}.')
+            raise DataError(
+                f'{row.place} has no text under "prompt"; its columns are {", ".join(row.values)}.'
+            )
         prompts.append(prompt)
     if not prompts:
-        raise DataError(f"{file} holds no prompt; every line must be like {{\"prompt\": \"...\"}}.")
+        raise DataError(f'{file} holds no prompt; every line must be like {{"prompt": "..."}}.')
     return prompts
 
 

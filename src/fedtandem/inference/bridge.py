@@ -220,7 +220,9 @@ class SharedVocabularyModel:
             ConfigError: more than the last place was asked for.
         """
         if any(count != 1 for count in last):
-            raise ConfigError(f"a bridged model answers for the last token only, not for the last {max(last)}.")
+            raise ConfigError(
+                f"a bridged model answers for the last token only, not for the last {max(last)}."
+            )
         own = [self._own_ids(row, text) for row, text in zip(rows, ids, strict=True)]
         return [self._crossed(answer) for answer in self._model.logits(rows, own, last)]
 

@@ -17,7 +17,10 @@ NEAR_TIE = {"greedy": 0.05, "shared_noise": 1e-4}
 
 
 class Choice:
-    """How a law becomes a token, for both sides."""
+    """How a law becomes a token, for both sides.
+
+    Laws come as scores: logits over the temperature. Where only the best place counts, nothing is normalised.
+    """
 
     def __init__(self, settings: DecodeSettings, seeds: Sequence[int], chance: Chance) -> None:
         self.settings = settings
@@ -25,31 +28,34 @@ class Choice:
         self._seeds = seeds
         self._noise: dict[int, tuple[int, list[Tensor]]] = {}
 
-    def log_law(self, logits: Tensor) -> Tensor:
-        """(..., V) raw logits to log-probabilities, float64."""
-        return (logits / self.settings.temperature).log_softmax(dim=-1)
+    def scores(self, logits: Tensor) -> Tensor:
+        """(..., V) raw logits to unnormalised log-probabilities."""
+        is_plain = self.settings.temperature == 1 or self.settings.uplink == "greedy"
+        return logits if is_plain else logits / self.settings.temperature
 
-    def token(self, row: Row, place: int, log_law: Tensor, law: Tensor | None = None) -> int:
-        """The token at `place` of an answer; ties go to the lower id.
-
-        Args:
-            law: what to sample from, where that is not exp(log_law).
-        """
+    def token(self, row: Row, place: int, scores: Tensor) -> int:
+        """The token at `place` of an answer, from the whole law (V,); ties go to the lower id."""
         if self.settings.uplink == "greedy":
-            return int(log_law.argmax())
+            return int(scores.argmax())
         if self.settings.uplink == "shared_noise":
-            return int((log_law + self.noise(row, place, len(log_law))).argmax())
-        return self.chance.choose(row.index, log_law.exp() if law is None else law)
+            return int((scores + self._noise_at(row, place, scores.shape[-1])).argmax())
+        return self.chance.choose(row.index, scores.double().softmax(dim=-1))
 
-    def margin(self, row: Row, place: int, logits: Tensor, log_law: Tensor) -> float:
-        """By how much the best token wins; infinite where chance decides or there is no second."""
-        if self.settings.uplink not in NEAR_TIE or len(logits) < 2:
-            return math.inf
-        greedy = self.settings.uplink == "greedy"
-        best = (logits if greedy else log_law + self.noise(row, place, len(logits))).topk(2).values
-        return float(best[0] - best[1])
+    def tokens(self, row: Row, place: int, scores: Tensor) -> list[tuple[int, float]] | None:
+        """Token and margin at each of the places from `place` on, (g, V); None where chance decides them.
 
-    def noise(self, row: Row, place: int, vocab_size: int) -> Tensor:
+        The margin is by how much the best token wins.
+        """
+        if self.settings.uplink not in NEAR_TIE:
+            return None
+        if self.settings.uplink == "shared_noise":
+            noise = [self._noise_at(row, place + i, scores.shape[-1]) for i in range(len(scores))]
+            scores = scores + torch.stack(noise)
+        best = scores.topk(min(2, scores.shape[-1]), dim=-1).values
+        margins = (best[:, 0] - best[:, -1]).tolist() if best.shape[-1] > 1 else [math.inf] * len(best)
+        return list(zip(scores.argmax(dim=-1).tolist(), margins, strict=True))
+
+    def _noise_at(self, row: Row, place: int, vocab_size: int) -> Tensor:
         """The keyed noise of one place. The server asks again for what the client had: a block's are kept."""
         first, kept = self._noise.get(row.index, (0, []))
         start = len(row.written)
@@ -64,14 +70,14 @@ class Choice:
 
 
 def checked_logits(logits: Tensor, rows: Sequence[Row], who: str) -> Tensor:
-    """Logits (R, ..., V) on the CPU in float64; an infinity may only forbid a token.
+    """Logits (R, ..., V) on the CPU, in float32 or float64; an infinity may only forbid a token.
 
     Raises:
         ModelError: NaN, an infinite logit, or a law without any token; names the prompt.
     """
-    logits = logits.to("cpu", torch.float64)
-    best = logits.amax(dim=-1)
-    bad = ~best.isfinite()  # the largest of numbers with a NaN among them is NaN
+    logits = logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
+    # The largest of numbers with a NaN among them is NaN.
+    bad = ~logits.amax(dim=-1).isfinite()
     if bad.any():
         worst = rows[int(bad.reshape(len(rows), -1).any(dim=1).nonzero()[0])]
         raise ModelError(

@@ -10,7 +10,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.inference.choice import Choice, checked_logits
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, sparse_law
+from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, SparseLaw, sparse_law
 
 Uncertainty = Callable[[Tensor], Tensor]
 """Raw logits (R, V) -> u (R,) in [0, 1]. It may look at the prefix's logits only, not at the draft: with shared
@@ -101,10 +101,10 @@ class TokenDrafter:
             answers = self._model.logits([row.index for row in drafting], ids, [1] * len(drafting))
             logits = checked_logits(torch.cat(answers), drafting, "draft model")  # (R, V)
             u = [0.0] * len(drafting) if self._uncertainty is None else doubts(self._uncertainty, logits)
-            log_laws = self._choice.log_law(logits)
-            for row, log_law, doubt in zip(drafting, log_laws, u, strict=True):
+            scores = self._choice.scores(logits)
+            for row, score, doubt in zip(drafting, scores, u, strict=True):
                 row.record.slm_passes += 1
-                self._add(row, log_law, doubt)
+                self._add(row, score, doubt)
             drafting = [row for row in drafting if not self._is_ready(row)]
 
     def _take_proposal(self, row: Row, tokens: Sequence[int]) -> None:
@@ -118,33 +118,42 @@ class TokenDrafter:
         # The LLM writes one token of its own after a block: the last place is never worth a draft for it.
         return row.room <= 1 and (bool(row.pending) or not self._may_keep)
 
-    def _add(self, row: Row, log_law: Tensor, u: float) -> None:
+    def _add(self, row: Row, scores: Tensor, u: float) -> None:
         """One more token of the SLM: shown at once, or pending."""
-        settings, place = self._settings, len(row.written) + len(row.pending)
+        settings = self._settings
         if not row.pending and self._may_keep and (settings.mode == "local" or u <= settings.tau):
             bound = 0.0 if self._beta_upper is None or settings.mode == "local" else self._bound(u)
             # The spec's rule for `bounded`: verify *before* the sum exceeds eps.
-            if settings.mode != "bounded" or (settings.eps is not None and row.charged + bound <= settings.eps):
-                self._keep(row, self._choice.token(row, place, log_law), log_law, bound)
+            if settings.mode != "bounded" or (
+                settings.eps is not None and row.charged + bound <= settings.eps
+            ):
+                self._keep(row, scores, bound)
                 return
-        if settings.uplink in ("greedy", "shared_noise"):
-            draft = Draft(self._choice.token(row, place, log_law))
-        else:
-            bits = SCALAR_BITS if settings.uplink == "scalar" else SPARSE_BITS
-            # Truncate and round first, then draw: the server verifies with the law that was drawn from.
-            law = sparse_law(log_law.exp(), settings.top_k, bits)
-            draft = Draft(self._choice.token(row, place, log_law, law.dense(len(log_law))), law)
+        draft = self._drawn(row, scores)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
         row.draft_ends = draft.token == row.eos_id or (u > settings.tau and not opens)
 
-    def _keep(self, row: Row, token: int, log_law: Tensor, bound: float) -> None:
+    def _drawn(self, row: Row, scores: Tensor) -> Draft:
+        """A draft that will be verified, with what verification needs."""
+        if self._settings.uplink in ("greedy", "shared_noise"):
+            return Draft(self._choice.token(row, len(row.written) + len(row.pending), scores))
+        bits = SCALAR_BITS if self._settings.uplink == "scalar" else SPARSE_BITS
+        # Truncate and round first, then draw: the server verifies with the law that was drawn from.
+        top = scores.topk(min(self._settings.top_k, len(scores)))
+        law = sparse_law(top.values.double().softmax(dim=-1), len(top.values), bits)
+        chosen = self._choice.chance.choose(row.index, law.probabilities)
+        law = SparseLaw(top.indices[law.token_ids], law.weights, bits)
+        return Draft(int(law.token_ids[chosen]), law)
+
+    def _keep(self, row: Row, scores: Tensor, bound: float) -> None:
+        token = self._choice.token(row, len(row.written), scores)
         row.charged += bound
         if row.record.charged is not None:
             row.record.charged = row.charged
         row.record.kept += 1
         if self._settings.mode != "local" and self._settings.audit != "none":
-            row.unaudited.append((len(row.written), log_law.exp().float()))
+            row.unaudited.append((len(row.written), scores.softmax(dim=-1)))
         row.commit([token])
 
     def _bound(self, u: float) -> float:

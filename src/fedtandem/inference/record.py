@@ -56,11 +56,25 @@ class Record:
 
     def as_dict(self) -> dict[str, int | float | None]:
         """For JSON: all counts and the two shares."""
-        return {**asdict(self), "verified_share": self.verified_share, "llm_passes_saved": self.llm_passes_saved}
+        return {
+            **asdict(self),
+            "verified_share": self.verified_share,
+            "llm_passes_saved": self.llm_passes_saved,
+        }
 
 
 SUMMED = (
-    *("tokens", "kept", "drafted", "accepted", "corrected", "own", "slm_passes", "llm_passes", "audit_passes"),
+    *(
+        "tokens",
+        "kept",
+        "drafted",
+        "accepted",
+        "corrected",
+        "own",
+        "slm_passes",
+        "llm_passes",
+        "audit_passes",
+    ),
     *("round_trips", "uplink_bytes", "downlink_bytes", "audited", "audited_error", "near_ties"),
 )
 

@@ -60,7 +60,7 @@ class DecodeSettings:
             )
         if not 0 < self.temperature < math.inf:
             raise ConfigError(
-                f"temperature is {self.temperature}; give a positive number, or uplink = greedy for the likeliest token."
+                f"temperature is {self.temperature}; give a positive number, or use uplink greedy for the likeliest."
             )
         if self.mode == "bounded" and (self.eps is None or not 0 < self.eps <= 1):
             raise ConfigError(

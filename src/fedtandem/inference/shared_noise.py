@@ -20,11 +20,10 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
 
     Source: the Gumbel-max trick; FedHLM spec, uplink 1.
     """
-    generator = philox(seed, NOISE, position)
-    raw = generator.random_raw(vocab_size)
+    raw = philox(seed, NOISE, position).random_raw(vocab_size)
     # 52 bits and a half: never 0 and never 1, so both logarithms are finite.
-    uniform = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return torch.from_numpy(-np.log(-np.log(uniform)))
+    uniform = torch.from_numpy((raw >> np.uint64(12)).view(np.int64)).double().add_(0.5).mul_(2.0**-52)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def philox(seed: int, stream: int, position: int = 0) -> np.random.Philox:

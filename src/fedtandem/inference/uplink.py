@@ -37,10 +37,19 @@ class SparseLaw:
     weights: Tensor
     bits: int
 
+    @property
+    def probabilities(self) -> Tensor:
+        """Of `token_ids`; (k,) float64."""
+        return self.weights.double() / (2**self.bits - 1)
+
+    def of(self, token: int) -> float:
+        """The probability of one token."""
+        return float(self.probabilities[self.token_ids == token].sum())
+
     def dense(self, vocab_size: int) -> Tensor:
         """(V,) float64."""
         law = torch.zeros(vocab_size, dtype=torch.float64)
-        law[self.token_ids] = self.weights.double() / (2**self.bits - 1)
+        law[self.token_ids] = self.probabilities
         return law
 
 
@@ -101,7 +110,12 @@ def unpack_law(data: bytes, k: int, vocab_size: int, bits: int) -> SparseLaw:
         pairs.append(((value >> bits) % 2**width, value % 2**bits))
         value >>= width + bits
     ids, weights = torch.tensor(pairs[::-1], dtype=torch.int64).reshape(k, 2).unbind(dim=1)
-    if value or len(set(ids.tolist())) < k or int(ids.max()) >= vocab_size or int(weights.sum()) != 2**bits - 1:
+    if (
+        value
+        or len(set(ids.tolist())) < k
+        or int(ids.max()) >= vocab_size
+        or int(weights.sum()) != 2**bits - 1
+    ):
         raise InvalidMessage(
             f"{len(data)} bytes are no law of {k} of {vocab_size} tokens in {bits} bits; client and server must "
             "agree on top_k and on the tokenizer."

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fedtandem.errors import ModelError
 from fedtandem.inference.choice import NEAR_TIE, Choice, checked_logits
 from fedtandem.inference.drafting import NextTokenModel
 from fedtandem.inference.row import Row
@@ -13,6 +13,8 @@ from fedtandem.inference.speculative import accept_probability, residual_law
 from fedtandem.inference.uplink import (
     SCALAR_BITS,
     Draft,
+    SparseLaw,
+    Uplink,
     pack_block,
     pack_ids,
     pack_law,
@@ -30,36 +32,34 @@ def verify(target: NextTokenModel, rows: Sequence[Row], choice: Choice) -> None:
         last.append(len(row.written) - audits_from + len(row.pending) + 1)
     answers = target.logits([row.index for row in rows], texts, last)
     for row, answer in zip(rows, answers, strict=True):
-        logits = checked_logits(answer[None], [row], "target model")[0]  # (last, V)
-        log_laws = choice.log_law(logits)
+        scores = choice.scores(checked_logits(answer[None], [row], "target model")[0])  # (last, V)
         row.record.llm_passes += 1
         _count_uplink(row, choice.settings, target.vocab_size)
-        _audit(row, log_laws, choice.settings)
-        first = len(logits) - len(row.pending) - 1
-        _settle(row, logits[first:], log_laws[first:], choice, target.vocab_size)
+        _audit(row, scores, choice.settings)
+        first = len(scores) - len(row.pending) - 1
+        _settle(row, scores[first:], choice)
 
 
-def _settle(row: Row, logits: Tensor, log_laws: Tensor, choice: Choice, vocab_size: int) -> None:
+def _settle(row: Row, scores: Tensor, choice: Choice) -> None:
     """Keep the longest prefix of the block that stands, then one token of the LLM's.
 
     Args:
-        logits, log_laws: of the LLM, at each place of the block and after it; (g + 1, V) float64.
+        scores: of the LLM, at each place of the block and after it; (g + 1, V).
     """
     pending, record, base = row.pending, row.record, len(row.written)
     record.drafted += len(pending)
+    own_choices = choice.tokens(row, base, scores)
     tokens: list[int] = []
     accepted = 0
     for i in range(min(len(pending) + 1, row.limit - base)):
         draft = pending[i] if i < len(pending) else None
-        margin = choice.margin(row, base + i, logits[i], log_laws[i])
-        if margin < NEAR_TIE.get(choice.settings.uplink, 0.0):
-            record.near_ties += 1
-            if record.first_near_tie is None:
-                record.first_near_tie = base + i
-        if draft is None or draft.law is None:
-            token = choice.token(row, base + i, log_laws[i])
+        if own_choices is not None:
+            token, margin = own_choices[i]
+            _note_near_tie(row, base + i, margin, choice.settings.uplink)
+        elif draft is None or draft.law is None:
+            token = choice.token(row, base + i, scores[i])
         else:
-            token = _accept_or_resample(row, draft, log_laws[i].exp(), choice, vocab_size)
+            token = _accept_or_resample(row, draft, draft.law, scores[i].double(), choice)
         tokens.append(token)
         if draft is None:
             record.own += 1
@@ -84,15 +84,21 @@ def _settle(row: Row, logits: Tensor, log_laws: Tensor, choice: Choice, vocab_si
     row.told = len(row.written)
 
 
-def _accept_or_resample(row: Row, draft: Draft, p: Tensor, choice: Choice, vocab_size: int) -> int:
-    """The draft, or a token of the residual law; its law is p. Never the draft again after a refusal."""
-    law = draft.law
-    if law is None:
-        raise ModelError("a draft without its law cannot be accepted or resampled; compare it instead.")
-    q = law.dense(vocab_size)
-    if choice.chance.happens(row.index, float(accept_probability(q, p)[draft.token])):
+def _note_near_tie(row: Row, place: int, margin: float, uplink: Uplink) -> None:
+    if margin < NEAR_TIE[uplink]:
+        row.record.near_ties += 1
+        if row.record.first_near_tie is None:
+            row.record.first_near_tie = place
+
+
+def _accept_or_resample(row: Row, draft: Draft, law: SparseLaw, scores: Tensor, choice: Choice) -> int:
+    """The draft, or a token of the residual law; its law is the LLM's. Never the draft again after a refusal."""
+    q_draft = torch.tensor(law.of(draft.token), dtype=torch.float64)
+    p_draft = (scores[draft.token] - scores.logsumexp(dim=-1)).exp()
+    if choice.chance.happens(row.index, float(accept_probability(q_draft, p_draft))):
         return draft.token
-    residual = residual_law(q, p)
+    vocab_size = len(scores)
+    residual = residual_law(law.dense(vocab_size), scores.softmax(dim=-1))
     if not residual.any():
         return draft.token  # refused by rounding alone: p = q
     if law.bits == SCALAR_BITS:
@@ -118,19 +124,19 @@ def _count_uplink(row: Row, settings: DecodeSettings, vocab_size: int) -> None:
     record.uplink_bytes += len(pack_block(row.pending, vocab_size)) if block is None else block
 
 
-def _audit(row: Row, log_laws: Tensor, settings: DecodeSettings) -> None:
-    """Measure kept tokens whose LLM law (last, V) this pass has shown.
+def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
+    """Measure kept tokens whose LLM law, as scores (last, V), this pass has shown.
 
     Per prefix the error of keeping is TV(q, p); a greedy draft's law is one-hot, and so is the LLM's.
 
     Source: FedHLM spec, equation (7).
     """
     for place, q in row.unaudited:
-        p = log_laws[place - row.unaudited[0][0]]
+        at_place = scores[place - row.unaudited[0][0]]
         if settings.uplink == "greedy":
-            error = float(int(p.argmax()) != row.written[place])
+            error = float(int(at_place.argmax()) != row.written[place])
         else:
-            error = float((q.double() - p.exp()).clamp_min(0).sum())
+            error = float((q - at_place.softmax(dim=-1)).clamp_min(0).sum())
         row.record.audited += 1
         row.record.audited_error += error
     row.unaudited = []
@@ -145,4 +151,4 @@ def audit_the_rest(row: Row, target: NextTokenModel, choice: Choice) -> None:
     ids = [*row.prompt, *row.written[:-1]]
     answer = target.logits([row.index], [ids], [len(row.written) - first])[0]
     row.record.audit_passes += 1
-    _audit(row, choice.log_law(checked_logits(answer[None], [row], "target model")[0]), choice.settings)
+    _audit(row, choice.scores(checked_logits(answer[None], [row], "target model")[0]), choice.settings)

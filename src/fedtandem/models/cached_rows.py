@@ -78,7 +78,9 @@ class CachedRows:
         """
         for row, text, count in zip(rows, ids, last, strict=True):
             if not 1 <= count <= len(text):
-                raise ModelError(f"{self._name}: logits of the last {count} of {len(text)} tokens do not exist.")
+                raise ModelError(
+                    f"{self._name}: logits of the last {count} of {len(text)} tokens do not exist."
+                )
             if self._limit is not None and len(text) > self._limit:
                 raise ModelError(
                     f"{self._name}: text {row} has grown to {len(text)} tokens, the model's context holds "

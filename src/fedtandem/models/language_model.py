@@ -266,7 +266,10 @@ class LanguageModel:
             inputs["logits_to_keep"] = n_last
         with self._autocast():
             output = model(
-                input_ids=step_ids.to(self.device), past_key_values=cache, use_cache=self._takes_positions, **inputs
+                input_ids=step_ids.to(self.device),
+                past_key_values=cache,
+                use_cache=self._takes_positions,
+                **inputs,
             )
         return output.logits[:, -n_last:], output.past_key_values if self._takes_positions else None
 
