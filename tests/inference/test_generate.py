@@ -104,6 +104,21 @@ def test_exact_equals_the_llm_alone(uplink: str, drafter: Callable[[], LanguageM
     assert saved(answers) >= 0.3
 
 
+@pytest.mark.parametrize("drafter", [shaken, lambda: embedded("client-a")], ids=["same tokenizer", "slem"])
+def test_a_peer_that_knows_the_answer_spares_the_slm(drafter: Callable[[], LanguageModel]) -> None:
+    few, wanted = prompts()[:10], alone("shared_noise")[:10]
+    chosen = DecodeSettings(block=8, max_new_tokens=NEW_TOKENS, seed=11)
+
+    def answers(propose: Callable[[int, str], str]) -> list[Generation]:
+        return generate(drafter(), embedded("server"), few, chosen, uncertainty=doubt, propose=propose)
+
+    informed = answers(lambda i, text: wanted[i].text[len(text) :])
+    misled = answers(lambda i, text: " no" * 4)
+    assert [a.text for a in informed] == [a.text for a in misled] == [a.text for a in wanted]
+    assert sum(a.record.slm_passes for a in informed) < 0.2 * sum(a.record.tokens for a in informed)
+    assert all(a.record.accepted == 0 for a in misled)
+
+
 def test_shared_noise_does_not_depend_on_drafter_tau_or_block() -> None:
     few = prompts()[:20]
     wanted = alone("shared_noise")[:20]

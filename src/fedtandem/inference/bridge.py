@@ -109,6 +109,7 @@ class TextDrafter:
         """Fill every row's block."""
         heads: dict[int, list[int]] = {}
         blocks: dict[int, list[int]] = {}
+        rows = [row for row in rows if not row.draft_ends]  # a peer's guess goes first
         for row in rows:
             text, held = whole_text(spell(self._target.card, row.written))
             # Half a character has no tokens here: the LLM ends it alone, with an empty block.

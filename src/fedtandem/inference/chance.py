@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedtandem.inference.shared_noise import CHANCE, philox
@@ -34,9 +33,9 @@ class SeededChance:
 
     def choose(self, row: int, law: Tensor) -> int:
         """By the inverse of the cumulative law."""
-        cumulative = law.cumsum(dim=0)
+        cumulative = np.cumsum(law.numpy())
         # Strictly above: a token of probability 0 adds nothing and is never the first.
-        place = int(torch.searchsorted(cumulative, self._streams[row].random() * cumulative[-1], right=True))
+        place = int(np.searchsorted(cumulative, self._streams[row].random() * cumulative[-1], side="right"))
         # The product above may round up to the total itself.
         return place if place < len(law) else int(law.nonzero()[-1])
 

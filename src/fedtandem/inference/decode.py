@@ -23,6 +23,7 @@ from fedtandem.inference.record import Record
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.speculative import accept_probability, residual_law
+from fedtandem.inference.uplink import Draft
 from fedtandem.inference.verify import audit_the_rest, verify
 
 __all__ = ["DecodeSettings", "Decoded", "accept_probability", "decode", "residual_law"]
@@ -93,7 +94,7 @@ def decode(
     choice = Choice(settings, seeds, chance or SeededChance(seeds))
     drafter: Drafter | None = None
     if mode != "cloud" and draft is not None:
-        drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper, propose)
+        drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper)
     rows = [
         Row(
             index=i,
@@ -110,6 +111,9 @@ def decode(
         row.record.charged = None if beta_upper is None or mode not in ("bounded", "fedhlm") else 0.0
     left = rows
     while left:
+        if propose is not None and mode == "exact":
+            for row in left:
+                _take_proposal(row, propose(row.index, row.ids), settings.block)
         if drafter is not None:
             drafter.draft(left)
         waiting = [row for row in left if not row.is_done]
@@ -133,7 +137,6 @@ def _as_drafter(
     choice: Choice,
     uncertainty: Uncertainty | None,
     beta_upper: Callable[[float], float] | None,
-    propose: Callable[[int, list[int]], Sequence[int]] | None,
 ) -> Drafter:
     if isinstance(draft, Drafter):
         return draft
@@ -145,4 +148,12 @@ def _as_drafter(
     if uncertainty is None and settings.mode != "local":
         raise ConfigError(f"mode {settings.mode} needs an uncertainty: a function of the SLM's logits.")
     gate = None if settings.mode == "local" else uncertainty
-    return TokenDrafter(draft, settings, choice, gate, beta_upper, propose)
+    return TokenDrafter(draft, settings, choice, gate, beta_upper)
+
+
+def _take_proposal(row: Row, tokens: Sequence[int], block: int) -> None:
+    """A peer's guess as this row's block. It comes without a law, so the LLM compares it with its own choice."""
+    row.pending = [Draft(int(token)) for token in tokens[: max(0, min(block, row.room - 1))]]
+    row.draft_ends = bool(row.pending)
+    if row.pending and row.spell is not None:
+        row.block_bytes = 1 + sum(len(row.spell(draft.token)) for draft in row.pending)

@@ -1,5 +1,6 @@
 """The SLM's side: draft a block, and keep at once what the mode allows to keep."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -56,14 +57,16 @@ def doubts(uncertainty: Uncertainty, logits: Tensor) -> list[float]:
         ConfigError: the function gives something else than one finite number per law.
     """
     # A law bridged from another vocabulary forbids the same tokens everywhere: they are not doubt.
-    possible = logits.isfinite().any(dim=0)
-    u = uncertainty(logits if bool(possible.all()) else logits[:, possible])
-    if u.shape != logits.shape[:1] or not bool(u.isfinite().all()):
+    if float(logits.amin()) == -math.inf:
+        logits = logits[:, logits.isfinite().any(dim=0)]
+    u = uncertainty(logits)
+    values: list[float] = u.tolist() if u.shape == logits.shape[:1] else []
+    if len(values) != len(logits) or not all(map(math.isfinite, values)):
         raise ConfigError(
             f"the uncertainty gave shape {tuple(u.shape)} for logits {tuple(logits.shape)}, or a NaN; it must give "
             "one finite number per row."
         )
-    return [float(value) for value in u]
+    return values
 
 
 class TokenDrafter:
@@ -76,14 +79,12 @@ class TokenDrafter:
         choice: Choice,
         uncertainty: Uncertainty | None,
         beta_upper: Callable[[float], float] | None,
-        propose: Callable[[int, list[int]], Sequence[int]] | None,
     ) -> None:
         self._model = model
         self._settings = settings
         self._choice = choice
         self._uncertainty = uncertainty
         self._beta_upper = beta_upper
-        self._propose = propose
         self._may_keep = settings.mode in ("bounded", "fedhlm", "local")
 
     def forget(self, row: int) -> None:
@@ -92,9 +93,6 @@ class TokenDrafter:
 
     def draft(self, rows: Sequence[Row]) -> None:
         """Bring every row to its end, or to a block that has to be verified."""
-        if self._propose is not None and self._settings.mode == "exact":
-            for row in rows:
-                self._take_proposal(row, self._propose(row.index, row.ids))
         drafting = [row for row in rows if not self._is_ready(row)]
         while drafting:
             ids = [row.ids for row in drafting]
@@ -106,11 +104,6 @@ class TokenDrafter:
                 row.record.slm_passes += 1
                 self._add(row, score, doubt)
             drafting = [row for row in drafting if not self._is_ready(row)]
-
-    def _take_proposal(self, row: Row, tokens: Sequence[int]) -> None:
-        allowed = min(self._settings.block, row.room - 1)
-        row.pending = [Draft(int(token)) for token in tokens[: max(0, allowed)]]
-        row.draft_ends = bool(row.pending)
 
     def _is_ready(self, row: Row) -> bool:
         if row.is_done or row.draft_ends or len(row.pending) >= self._settings.block:

@@ -89,6 +89,7 @@ def generate(
     bridge: Bridge = "auto",
     chat_template: bool = False,
     batch_size: int = 32,
+    propose: Callable[[int, str], str] | None = None,
     on_text: OnText | None = None,
 ) -> list[Generation]:
     """Answer prompts with two models.
@@ -101,6 +102,8 @@ def generate(
             (`tli`); `auto` takes `slem` in `exact`, else `tli`.
         chat_template: each side wraps the prompt in its own template.
         batch_size: prompts that go through the models together; changes no answer but by rounding.
+        propose: in `exact`, a peer's guess of how an answer goes on: (prompt, its text so far) -> text. It is tried
+            before the SLM drafts, and changes no law.
         on_text: called with (prompt, new text); its chunks make up each answer, and none is ever taken back.
 
     Returns:
@@ -139,7 +142,16 @@ def generate(
             if on_text is not None and chunk:
                 on_text(start + row, chunk)
 
-        decoded = batch.decode(replace(settings, seed=settings.seed + start), uncertainty, beta_upper, show)
+        def guess(
+            row: int, _: list[int], start: int = start, streams: list[TextStream] = streams
+        ) -> list[int]:
+            text = "" if propose is None else propose(start + row, streams[row].text)
+            return [int(token) for token in writer.tokenizer.continue_ids(text)] if text else []
+
+        chosen_settings = replace(settings, seed=settings.seed + start)
+        decoded = batch.decode(
+            chosen_settings, uncertainty, beta_upper, show, None if propose is None else guess
+        )
         for i, (prompt, stream, answer) in enumerate(zip(chosen, streams, decoded, strict=True)):
             rest = stream.add(b"", final=True)
             if on_text is not None and rest:
@@ -182,6 +194,7 @@ class _Batch:
         uncertainty: Uncertainty | None,
         beta_upper: Callable[[float], float] | None,
         show: Callable[[int, list[int]], None],
+        guess: Callable[[int, list[int]], list[int]] | None,
     ) -> list[Decoded]:
         """Every prompt's answer."""
         card = self.writer.tokenizer.card
@@ -195,6 +208,7 @@ class _Batch:
             eos_id=card.roles["eos"],
             uncertainty=uncertainty,
             beta_upper=beta_upper,
+            propose=guess,
             on_commit=show,
             prompt_bytes=[len(prompt.encode()) for prompt in self.prompts] if crosses else None,
             spell=(lambda token: spell(card, [token])) if crosses else None,

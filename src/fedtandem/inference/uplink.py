@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class SparseLaw:
 
     def of(self, token: int) -> float:
         """The probability of one token."""
-        return float(self.probabilities[self.token_ids == token].sum())
+        return int(self.weights[self.token_ids == token].sum()) / (2**self.bits - 1)
 
     def dense(self, vocab_size: int) -> Tensor:
         """(V,) float64."""
@@ -61,12 +62,12 @@ def sparse_law(q: Tensor, k: int, bits: int) -> SparseLaw:
     """
     top = q.double().topk(min(k, q.shape[-1]))
     whole = 2**bits - 1
-    shares = top.values / top.values.sum() * whole
-    weights = shares.floor().long()
+    shares = top.values.numpy()
+    shares = shares / shares.sum() * whole
+    weights = np.floor(shares).astype(np.int64)
     missing = whole - int(weights.sum())
-    remainders = torch.sort(shares - weights, descending=True, stable=True).indices
-    weights[remainders[:missing]] += 1
-    return SparseLaw(top.indices, weights, bits)
+    weights[np.argsort(weights - shares, kind="stable")[:missing]] += 1
+    return SparseLaw(top.indices, torch.from_numpy(weights), bits)
 
 
 @dataclass(frozen=True, eq=False)
