@@ -1,7 +1,7 @@
 """Toy tokenizers that cut the same text differently: SLEM and TLI leave the LLM's law as it is.
 
 target   a | b | ab | end            "aba" is  ab a
-client   a | b | ba | end            "aba" is  a ba
+client   b | a | ba | end            "aba" is  a ba
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ from fedtandem.inference.generate import TextStream, generate
 
 LENGTH = 3
 PAIRS = {
-    "words": ([b"a", b"b", b"ab"], [b"a", b"b", b"ba"]),
+    "words": ([b"a", b"b", b"ab"], [b"b", b"a", b"ba"]),
     # "é" is C3 A9: the target writes its halves, the client the whole letter.
     "halves": ([b"a", b"\xc3", b"\xa9"], [b"a", "é".encode(), b"\xc3"]),
     "nothing but the end": ([b"a", b"b"], [b"c", b"d"]),
@@ -224,7 +224,7 @@ def test_text_drafts_are_cut_again_by_the_target() -> None:
             return 50 * torch.eye(self.vocab_size)[self.wanted[min(len(ids), len(self.wanted)) - 1]]
 
     target, client = (Party(pieces, 0) for pieces in PAIRS["words"])
-    client.model, target.model = Says(4, 0, 2, 2, 3), Says(4, 2, 2, 0, 3)
+    client.model, target.model = Says(4, 1, 2, 2, 3), Says(4, 2, 2, 0, 3)
     chosen = DecodeSettings(uplink="greedy", tau=1.0, max_new_tokens=8)
     (answer,) = generate(client, target, [""], chosen, uncertainty=doubt)
     assert (answer.text, answer.ids, answer.bridge) == ("ababa", [2, 2, 0, 3], "slem")
@@ -263,10 +263,19 @@ def test_a_streamed_letter_is_shown_once_it_is_whole() -> None:
     assert (shown, answer.text, answer.record.tokens) == (["é"], "é", 3)
 
 
+def test_half_a_letter_at_the_end_is_shown_as_such() -> None:
+    target = Party(PAIRS["halves"][0], 0, favours=[1])  # writes C3 again and again
+    shown: list[str] = []
+    chosen = DecodeSettings(mode="cloud", uplink="greedy", max_new_tokens=3)
+    (answer,) = generate(None, target, [""], chosen, on_text=lambda i, text: shown.append(text))
+    assert answer.ids == [1, 1, 1]
+    assert "".join(shown) == answer.text == "\ufffd" * 3
+
+
 def test_shared_tokens_are_those_of_equal_bytes_and_the_end() -> None:
     target, client = (Toy(pieces) for pieces in PAIRS["words"])
     own, theirs = shared_tokens(client.card, target.card)
-    assert list(zip(own.tolist(), theirs.tolist(), strict=True)) == [(0, 0), (1, 1), (3, 3)]
+    assert list(zip(own.tolist(), theirs.tolist(), strict=True)) == [(1, 0), (0, 1), (3, 3)]
     mass = shared_mass(torch.tensor([[0.2, 0.3, 0.4, 0.1]]).log(), own)
     assert float(mass) == pytest.approx(0.6)
 
@@ -276,8 +285,8 @@ def test_a_bridged_law_is_the_slms_on_shared_tokens_and_nothing_elsewhere() -> N
     bridged = SharedVocabularyModel(client.model, client.tokenizer, target.tokenizer, [[3]], [1])
     # The target has written "ab"; the client reads "a", "b".
     (logits,) = bridged.logits([0], [[3, 2]], [1])
-    q = client.model.law([3, 0, 1])
-    wanted = torch.stack([q[0], q[1], torch.tensor(0.0), q[3]])
+    q = client.model.law([3, 1, 0])
+    wanted = torch.stack([q[1], q[0], torch.tensor(0.0), q[3]])
     torch.testing.assert_close(logits[0].softmax(dim=-1), (wanted / wanted.sum()).double())
 
 

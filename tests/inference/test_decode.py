@@ -347,13 +347,12 @@ def test_counts_add_up_and_chunks_make_up_the_answer(
             assert (record.uplink_bytes, record.downlink_bytes) == (4 * len(PROMPT), 4 * len(ids))
         elif mode == "local":
             assert (record.slm_passes, record.uplink_bytes, record.downlink_bytes) == (len(ids), 0, 0)
-        elif mode == "exact":
+        else:
             law = {"scalar": 6, "sparse": -(-2 * (2 + 8) // 8)}.get(uplink, 4)
             refused = -(-2 * (2 + 16) // 8) * record.corrected if uplink == "scalar" else 0
-            assert (
-                record.uplink_bytes
-                == 4 * len(PROMPT) + 2 * record.llm_passes + law * record.drafted + refused
-            )
+            # Kept tokens travel with the next block; those that do are just those whose error a pass has shown.
+            text = 4 * len(PROMPT) * (record.llm_passes > 0) + 4 * record.audited
+            assert record.uplink_bytes == text + 2 * record.llm_passes + law * record.drafted + refused
             assert record.round_trips == record.llm_passes + (record.corrected if uplink == "scalar" else 0)
             # One byte a pass for how many stand, four for each token that is the LLM's.
             assert record.downlink_bytes == record.llm_passes + 4 * (record.corrected + record.own)
@@ -384,6 +383,36 @@ def test_a_drafter_that_is_always_right_saves_all_it_can() -> None:
         # Every pass writes block + 1 tokens.
         assert answer.record.llm_passes == passes == math.ceil(20 / (block + 1))
         assert answer.record.near_ties == 0
+
+
+def test_a_refusal_by_rounding_alone_keeps_the_draft() -> None:
+    class Sure:
+        """One possible token."""
+
+        vocab_size = 2
+
+        def logits(
+            self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
+        ) -> list[Tensor]:
+            return [torch.tensor([[-math.inf, 0.0]]).repeat(n, 1) for n in last]
+
+        def forget(self, row: int) -> None:
+            pass
+
+    class Refusing:
+        """As if p/q had come out a little below 1, and the draw just above it."""
+
+        def choose(self, row: int, law: Tensor) -> int:
+            assert bool(law.any())  # the empty residual is never drawn from
+            return int(law.argmax())
+
+        def happens(self, row: int, probability: float) -> bool:
+            return False
+
+    chosen = DecodeSettings(uplink="scalar", max_new_tokens=3)
+    (answer,) = decode(Sure(), Sure(), [[0]], chosen, eos_id=-1, uncertainty=doubt, chance=Refusing())
+    assert answer.ids == [1, 1, 1]
+    assert answer.record.corrected == 0
 
 
 def test_near_ties_are_counted_with_their_place() -> None:
