@@ -17,10 +17,12 @@ from torch import Tensor
 from fedtandem.alignment.card import VocabularyCard
 from fedtandem.errors import ConfigError, DataError, VocabularyMismatch
 from fedtandem.inference.bridge import (
+    Reading,
     SharedVocabularyModel,
     TextDrafter,
     shared_mass,
     shared_tokens,
+    spell,
     whole_text,
 )
 from fedtandem.inference.decode import DecodeSettings, decode
@@ -69,6 +71,7 @@ class Hashed:
 
     def __init__(self, vocab_size: int, seed: int, favours: Sequence[int] = ()) -> None:
         self.vocab_size, self.seed, self.favours = vocab_size, seed, list(favours)
+        self.limit: int | None = None
 
     def law(self, ids: Sequence[int]) -> Tensor:
         return self._logits(ids).softmax(dim=-1)
@@ -231,6 +234,36 @@ def test_text_drafts_are_cut_again_by_the_target() -> None:
     assert (answer.record.llm_passes, answer.record.slm_passes, answer.record.accepted) == (1, 4, 4)
     # Up: the empty prompt, then a flag and five letters. Down: four bytes that count letters.
     assert (answer.record.uplink_bytes, answer.record.downlink_bytes) == (6, 4)
+
+
+@given(st.lists(st.text("abé", max_size=30), min_size=1, max_size=5), st.sampled_from([None, 7]))
+def test_an_answer_that_is_read_again_from_its_end_is_the_same_text(
+    texts: list[str], limit: int | None
+) -> None:
+    """The texts need not grow from each other: drafts are taken back."""
+    toy = Toy([b"a", b"b", b"ab", "é".encode(), b"\xc3", b"\xa9"])
+    reading = Reading(toy, [[toy.eos]], limit)
+    for text in texts:
+        ids = reading.ids(0, text, then=2)
+        spelled = spell(toy.card, ids)
+        if limit is None:
+            assert (ids[0], spelled.decode()) == (toy.eos, text)
+        else:
+            assert len(ids) + 2 <= limit
+            assert text.encode().endswith(spelled)
+
+
+def test_only_the_end_of_a_long_answer_is_read_again() -> None:
+    class Watched(Toy):
+        def continue_ids(self, text: str) -> np.ndarray:
+            lengths.append(len(text))
+            return super().continue_ids(text)
+
+    lengths: list[int] = []
+    reading = Reading(Watched([b"a", b"b"]), [[2]], None)
+    for n in (100, 101, 107, 50):
+        assert reading.ids(0, "a" * n) == [2] + [0] * n
+    assert lengths == [100, 11, 16, 3]
 
 
 @given(st.lists(st.binary(max_size=5), max_size=6))

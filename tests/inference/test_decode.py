@@ -30,6 +30,8 @@ few = settings(max_examples=25)
 class Table:
     """A model of V tokens whose law after any answer so far is drawn once; some tokens are impossible."""
 
+    limit: int | None = None
+
     def __init__(self, seed: int, zeros: bool = True, vocab_size: int = V) -> None:
         self.vocab_size = vocab_size
         self.calls = 0
@@ -362,7 +364,7 @@ def test_a_drafter_that_is_always_right_saves_all_it_can() -> None:
     class Counting:
         """Says 1, 2, 3, ... with certainty."""
 
-        vocab_size = 100
+        vocab_size, limit = 100, None
 
         def logits(
             self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
@@ -389,7 +391,7 @@ def test_a_refusal_by_rounding_alone_keeps_the_draft() -> None:
     class Sure:
         """One possible token."""
 
-        vocab_size = 2
+        vocab_size, limit = 2, None
 
         def logits(
             self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
@@ -415,9 +417,19 @@ def test_a_refusal_by_rounding_alone_keeps_the_draft() -> None:
     assert answer.record.corrected == 0
 
 
+def test_a_full_context_ends_an_answer() -> None:
+    q, p = Table(1), Table(2)
+    q.limit = len(PROMPT) + 1
+    chosen = DecodeSettings(uplink="greedy", max_new_tokens=LENGTH)
+    (answer,) = decode(q, p, [PROMPT], chosen, eos_id=-1, uncertainty=doubt)
+    assert len(answer.ids) == 2  # the second one is written, but nothing has to read it
+    (answer,) = decode(q, p, [PROMPT], DecodeSettings(mode="cloud", max_new_tokens=LENGTH), eos_id=-1)
+    assert len(answer.ids) == LENGTH
+
+
 def test_near_ties_are_counted_with_their_place() -> None:
     class Torn:
-        vocab_size = 2
+        vocab_size, limit = 2, None
 
         def logits(
             self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]
@@ -483,6 +495,9 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     refused(ConfigError, "beta_upper", q, p, settings=bounded)
     refused(ConfigError, "is 2.0", q, p, settings=DecodeSettings(mode="bounded", eps=0.1, tau=1.0),
             beta_upper=lambda u: 2.0)  # fmt: skip
+    short = Table(2)
+    short.limit = 1
+    refused(ModelError, "prompt 0 has 2 tokens.*context of 1", q, short)
     refused(ModelError, "3 tokens, the target model 5", q, Table(2, vocab_size=5))
     refused(ModelError, "prompt 1: the draft model gave NaN", Broken(1), p, prompts=[PROMPT, PROMPT])
     refused(ModelError, "prompt 0: the target model gave NaN", q, Broken(2))

@@ -25,6 +25,9 @@ from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import Draft, pack_text_block
 
+LOOK_BEHIND = 10
+"""Tokens at the end of an answer that may be cut otherwise once more text follows."""
+
 MIN_SHARED_MASS = 0.5
 """Of the SLM's law, on the user's prompts: below it, TLI draws mostly what the SLM did not mean."""
 
@@ -71,14 +74,59 @@ def spell(card: VocabularyCard, ids: Sequence[int]) -> bytes:
         ) from error
 
 
+class Reading:
+    """Growing answers in another tokenizer's ids; only the end of an answer is read again each time.
+
+    Args:
+        speller: the tokenizer that reads.
+        prompts: what stands before each answer, in its ids.
+        limit: tokens its model's context holds; the beginning of longer texts is left out.
+    """
+
+    def __init__(self, speller: Speller, prompts: Sequence[Sequence[int]], limit: int | None) -> None:
+        self._speller = speller
+        self._prompts = [[int(token) for token in prompt] for prompt in prompts]
+        self._limit = limit
+        self._read: dict[int, list[int]] = {}
+
+    def ids(self, row: int, text: str, then: int = 0) -> list[int]:
+        """Prompt and answer, with room for `then` more tokens."""
+        spelled = text.encode()
+        kept = self._read.get(row, [])[:-LOOK_BEHIND]
+        head = spell(self._speller.card, kept)
+        # Taken back, or a token that spells no text of its own: read again from further in front.
+        while kept and not (spelled.startswith(head) and _begins_character(spelled, len(head))):
+            kept = kept[:-LOOK_BEHIND]
+            head = spell(self._speller.card, kept)
+        rest = self._speller.continue_ids(spelled[len(head) :].decode())
+        self._read[row] = kept = [*kept, *map(int, rest)]
+        return self._window([*self._prompts[row], *kept], then)
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        self._read.pop(row, None)
+
+    def _window(self, ids: list[int], then: int) -> list[int]:
+        if self._limit is None or len(ids) + then <= self._limit:
+            return ids
+        # In steps of half a context, so that the window rarely moves and the cache keeps its worth.
+        step = max(1, self._limit // 2)
+        return ids[-(-(len(ids) + then - self._limit) // step) * step :]
+
+
+def _begins_character(spelled: bytes, place: int) -> bool:
+    """Whether no UTF-8 character lies across this place."""
+    return place >= len(spelled) or spelled[place] & 0b1100_0000 != 0b1000_0000
+
+
 # -- SLEM ---------------------------------------------------------------------------------------------------------
 
 
 class TextDrafter:
     """SLEM: blocks of text, in the LLM's tokenisation. Only for mode `exact`, where the LLM reads every token.
 
-    Drafts greedily: a point is what equals another law's sample most often. The answer so far is read afresh by the
-    SLM's tokenizer before each block, so that its tokens are those it would see in running text.
+    Drafts greedily: a point is what equals another law's sample most often. The end of the answer so far is read
+    afresh by the SLM's tokenizer before each block, so that its tokens are those it would see in running text.
 
     Args:
         model: the SLM, over its own vocabulary.
@@ -97,13 +145,14 @@ class TextDrafter:
         self._model = model
         self._speller = speller
         self._target = target_speller
-        self._prompts = [[int(token) for token in prompt] for prompt in prompts]
+        self._reading = Reading(speller, prompts, model.limit)
         self._settings = settings
         self._uncertainty = uncertainty
 
     def forget(self, row: int) -> None:
         """This row is finished."""
         self._model.forget(row)
+        self._reading.forget(row)
 
     def draft(self, rows: Sequence[Row]) -> None:
         """Fill every row's block."""
@@ -114,7 +163,7 @@ class TextDrafter:
             text, held = whole_text(spell(self._target.card, row.written))
             # Half a character has no tokens here: the LLM ends it alone, with an empty block.
             if not held and row.room > 1:
-                heads[row.index] = [*self._prompts[row.index], *map(int, self._speller.continue_ids(text))]
+                heads[row.index] = self._reading.ids(row.index, text, self._settings.block)
                 blocks[row.index] = []
         eos_id = self._speller.card.roles["eos"]
         drafting = [row for row in rows if row.index in blocks]
@@ -199,9 +248,8 @@ class SharedVocabularyModel:
                 "the two tokenizers share no token: TLI has nothing to draft with. Use bridge slem."
             )
         self._model = model
-        self._speller = speller
         self._target = target_speller
-        self._prompts = [[int(token) for token in prompt] for prompt in prompts]
+        self._reading = Reading(speller, prompts, model.limit)
         self._lengths = list(target_lengths)
         self._client_of = dict(zip(self.target_ids.tolist(), self.client_ids.tolist(), strict=True))
 
@@ -210,9 +258,15 @@ class SharedVocabularyModel:
         """V of the LLM."""
         return len(self._target.card)
 
+    @property
+    def limit(self) -> int | None:
+        """None: texts longer than the SLM's context lose their beginning."""
+        return None
+
     def forget(self, row: int) -> None:
         """This row is finished."""
         self._model.forget(row)
+        self._reading.forget(row)
 
     def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
         """After the last token only: places inside a text have no fixed counterpart in another tokenisation.
@@ -230,7 +284,8 @@ class SharedVocabularyModel:
     def _own_ids(self, row: int, text: Sequence[int]) -> list[int]:
         answer = [int(token) for token in text[self._lengths[row] :]]
         read, held = whole_text(spell(self._target.card, answer))
-        return [*self._prompts[row], *map(int, self._speller.continue_ids(read)), *self._half(answer, held)]
+        half = self._half(answer, held)
+        return [*self._reading.ids(row, read, len(half)), *half]
 
     def _half(self, answer: list[int], held: bytes) -> list[int]:
         """Half a character in the SLM's tokens, where the last tokens are shared and spell just that."""

@@ -69,12 +69,13 @@ def decode(
         spell: bytes of a token, where the client does not know the LLM's ids: its tokens then travel as bytes.
 
     Returns:
-        One answer per prompt, in order. Deterministic for a seed, whatever the batch.
+        One answer per prompt, in order, shorter where a context is full. Deterministic for a seed, whatever the
+        batch.
 
     Raises:
         ConfigError: a model, `uncertainty` or `beta_upper` is missing, or a bound is outside [0, 1].
         DataError: no prompt, or an empty one.
-        ModelError: logits that are NaN, or two vocabularies of different sizes.
+        ModelError: logits that are NaN, two vocabularies of different sizes, or a prompt that fills a context.
     """
     mode = settings.mode
     if len(prompts) == 0:
@@ -88,19 +89,19 @@ def decode(
         raise ConfigError(f"mode {mode} needs the SLM: give a draft model, or use mode cloud.")
     if mode == "bounded" and beta_upper is None:
         raise ConfigError("mode bounded needs beta_upper: calibrated upper bounds of beta by uncertainty.")
-    if mode == "local":
-        target = None
+    target = None if mode == "local" else target
+    draft = None if mode == "cloud" else draft
     seeds = [settings.seed + i for i in range(len(prompts))]
     choice = Choice(settings, seeds, chance or SeededChance(seeds))
     drafter: Drafter | None = None
-    if mode != "cloud" and draft is not None:
+    if draft is not None:
         drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper)
     rows = [
         Row(
             index=i,
             prompt=[int(token) for token in prompt],
             prompt_bytes=4 * len(prompt) if prompt_bytes is None else prompt_bytes[i],
-            limit=settings.max_new_tokens,
+            limit=_room(i, len(prompt), settings.max_new_tokens, (draft, target)),
             eos_id=eos_id,
             on_commit=on_commit,
             spell=spell,
@@ -149,6 +150,20 @@ def _as_drafter(
         raise ConfigError(f"mode {settings.mode} needs an uncertainty: a function of the SLM's logits.")
     gate = None if settings.mode == "local" else uncertainty
     return TokenDrafter(draft, settings, choice, gate, beta_upper)
+
+
+def _room(i: int, prompt_tokens: int, max_new_tokens: int, models: Sequence[object]) -> int:
+    """How many tokens may be written before a context is full."""
+    # The last token is written, never read.
+    limits = [
+        model.limit + 1 for model in models if isinstance(model, NextTokenModel) and model.limit is not None
+    ]
+    room = min([max_new_tokens, *(limit - prompt_tokens for limit in limits)])
+    if room < 1:
+        raise ModelError(
+            f"prompt {i} has {prompt_tokens} tokens and leaves no room in a context of {min(limits) - 1}; shorten it."
+        )
+    return room
 
 
 def _take_proposal(row: Row, tokens: Sequence[int], block: int) -> None:

@@ -18,6 +18,7 @@ Uncertainty = Callable[[Tensor], Tensor]
 noise a gate that knows the draft would bias what is verified."""
 
 
+@runtime_checkable
 class NextTokenModel(Protocol):
     """A model over one vocabulary, reading B rows of tokens. Its answers depend on `ids` alone; what it keeps
     between calls only saves time."""
@@ -25,6 +26,11 @@ class NextTokenModel(Protocol):
     @property
     def vocab_size(self) -> int:
         """V."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens its context holds; None if nothing says."""
         ...
 
     def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:

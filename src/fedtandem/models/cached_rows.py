@@ -61,6 +61,11 @@ class CachedRows:
         """V of the tokenizer."""
         return self._vocab_size
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens the model's context holds; None if nothing says."""
+        return self._limit
+
     @torch.no_grad()
     def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
         """One forward pass over what is new.
