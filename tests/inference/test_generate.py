@@ -38,7 +38,7 @@ def shaken() -> LanguageModel:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weights in model.parameters():
-            weights += 0.1 * weights.std() * torch.randn(weights.shape, generator=generator)
+            weights += 0.3 * weights.std() * torch.randn(weights.shape, generator=generator)
     return LanguageModel(model, server.tokenizer, name="shaken")
 
 
@@ -102,6 +102,7 @@ def test_exact_equals_the_llm_alone(uplink: str, drafter: Callable[[], LanguageM
     assert sum(a.ids == b.ids for a, b in zip(answers, alone(uplink), strict=True)) >= 0.97 * N_PROMPTS
     assert shown == [answer.text for answer in answers]
     assert saved(answers) >= 0.3
+    assert sum(a.record.corrected for a in answers) > N_PROMPTS / 4  # the drafter is often wrong
 
 
 @pytest.mark.parametrize("drafter", [shaken, lambda: embedded("client-a")], ids=["same tokenizer", "slem"])
@@ -140,9 +141,10 @@ def test_accept_and_resample_saves_passes_and_is_the_same_twice(uplink: str) -> 
     assert once(24) == first
     assert [one.text for one in once(5)] == [one.text for one in first]
     assert saved(first) >= 0.3
+    assert sum(one.record.corrected for one in first) > 6
 
 
-def test_kept_tokens_are_measured_and_bounded_keeps_its_budget() -> None:
+def test_kept_tokens_are_charged_and_measured_and_a_false_bound_is_found_out() -> None:
     def answers(**values: object) -> list[Generation]:
         return generate(
             shaken(), embedded("server"), prompts()[:24],
@@ -153,10 +155,11 @@ def test_kept_tokens_are_measured_and_bounded_keeps_its_budget() -> None:
     kept = answers(mode="fedhlm", tau=0.2)
     assert all(one.record.audited == one.record.kept > 0 for one in kept)
     assert saved(kept) > saved(answers(mode="exact", tau=0.2))
-    for one in answers(mode="bounded", tau=0.5, eps=0.1):
-        assert one.record.charged is not None
-        assert one.record.charged <= 0.1
-        assert one.record.audited_error <= 0.1 + 0.02  # the line is a guess, generous for these models
+    bounded = answers(mode="bounded", tau=0.5, eps=0.1)
+    assert all(one.record.charged is not None and one.record.charged <= 0.1 for one in bounded)
+    assert all(one.record.audited == one.record.kept for one in bounded)
+    # The line above is a guess. This drafter is sometimes sure and wrong, and the audit says so.
+    assert sum(one.record.audited_error for one in bounded) > 24 * 0.1
     trusting = answers(mode="fedhlm", tau=2.0)
     local = generate(shaken(), None, prompts()[:24],
                      DecodeSettings(mode="local", uplink="scalar", max_new_tokens=NEW_TOKENS))  # fmt: skip

@@ -39,13 +39,18 @@ class SparseLaw:
     bits: int
 
     @property
+    def whole(self) -> int:
+        """What the weights sum to."""
+        return (1 << self.bits) - 1
+
+    @property
     def probabilities(self) -> Tensor:
         """Of `token_ids`; (k,) float64."""
-        return self.weights.double() / (2**self.bits - 1)
+        return self.weights.double() / self.whole
 
     def of(self, token: int) -> float:
         """The probability of one token."""
-        return int(self.weights[self.token_ids == token].sum()) / (2**self.bits - 1)
+        return int(self.weights[self.token_ids == token].sum()) / self.whole
 
     def dense(self, vocab_size: int) -> Tensor:
         """(V,) float64."""
@@ -61,7 +66,7 @@ def sparse_law(q: Tensor, k: int, bits: int) -> SparseLaw:
     Parts go to the largest remainders, so that they sum to the whole; ties go to the likelier token.
     """
     top = q.double().topk(min(k, q.shape[-1]))
-    whole = 2**bits - 1
+    whole = (1 << bits) - 1
     shares = top.values.numpy()
     shares = shares / shares.sum() * whole
     weights = np.floor(shares).astype(np.int64)
@@ -115,7 +120,7 @@ def unpack_law(data: bytes, k: int, vocab_size: int, bits: int) -> SparseLaw:
         value
         or len(set(ids.tolist())) < k
         or int(ids.max()) >= vocab_size
-        or int(weights.sum()) != 2**bits - 1
+        or int(weights.sum()) != (1 << bits) - 1
     ):
         raise InvalidMessage(
             f"{len(data)} bytes are no law of {k} of {vocab_size} tokens in {bits} bits; client and server must "
