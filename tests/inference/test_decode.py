@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedtandem.errors import ConfigError, DataError, FedtandemError, ModelError
+from fedtandem.inference import drafting
 from fedtandem.inference.decode import Decoded, DecodeSettings, decode
 from fedtandem.inference.shared_noise import gumbel_noise
 
@@ -236,6 +237,26 @@ def test_the_error_of_one_kept_token_is_the_total_variation() -> None:
     assert distance(sequence_law(found), {(v,): float(p.law(())[v]) for v in range(V)}) == pytest.approx(
         error
     )
+
+
+def test_an_audit_in_passing_keeps_few_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "AUDIT_VALUES", 2 * V)
+
+    q, p = Table(7, zeros=False), Table(8, zeros=False)
+    unsure = {tuple(q._logits[answer].tolist()) for answer in q._logits if len(answer) == 2}
+
+    def late(logits: Tensor) -> Tensor:
+        return torch.tensor([float(tuple(row) in unsure) for row in logits.tolist()])
+
+    def audited(audit: str) -> int:
+        chosen = DecodeSettings(mode="fedhlm", tau=0.5, uplink="greedy", max_new_tokens=LENGTH, audit=audit)
+        (answer,) = decode(q, p, [PROMPT], chosen, eos_id=-1, uncertainty=late)
+        assert (answer.record.kept, answer.record.llm_passes) == (2, 1)
+        return answer.record.audited
+
+    assert [audited("passing"), audited("all"), audited("none")] == [2, 2, 0]
+    monkeypatch.setattr(drafting, "AUDIT_VALUES", V)
+    assert [audited("passing"), audited("all")] == [1, 2]
 
 
 @few

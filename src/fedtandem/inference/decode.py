@@ -60,7 +60,8 @@ def decode(
         prompts: B >= 1 texts as ids, none empty.
         eos_id: ends an answer; -1 if nothing does.
         uncertainty: logits (R, V) -> u (R,); needed wherever tau decides.
-        beta_upper: u -> an upper bound of TV(q, p) where the SLM has this uncertainty; needed in `bounded`.
+        beta_upper: u -> an upper bound of TV(q, p) where the SLM has this uncertainty (for `greedy` of the chance that
+            the LLM would choose otherwise: both laws are one-hot); needed in `bounded`.
         chance: decides drafts, refusals and resamples of `scalar` and `sparse`; the seed's own by default.
         propose: in `exact`, a peer's guess (row, ids so far) -> the next tokens, tried before the SLM drafts. The
             law stays the LLM's whatever it says.
