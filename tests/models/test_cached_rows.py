@@ -77,6 +77,30 @@ def test_without_a_cache_the_answers_are_the_same(name: str) -> None:
         texts = [[*text, 11, 12] for text in texts]
 
 
+@pytest.mark.parametrize("kind", ["bloom", "mistral"])
+def test_models_whose_cache_cannot_be_cut_read_afresh_and_rightly(kind: str) -> None:
+    """One counts its places by columns, the other forgets all but the last six."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = embedded(EMBEDDED[0]).tokenizer
+    shape = {
+        "bloom": {"n_layer": 2, "n_head": 4},
+        "mistral": {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                    "intermediate_size": 64, "sliding_window": 6},
+    }[kind]  # fmt: skip
+    config = AutoConfig.for_model(kind, vocab_size=tokenizer.vocab_size, hidden_size=32, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        lm = LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer, name=kind)
+    rows = lm.cached_rows(2)
+    texts = [list(range(5, 14)), [9, 10]]
+    for i in range(4):
+        for text, logits in zip(texts, rows.logits([0, 1], texts, [2, 1]), strict=True):
+            fresh = lm.cached_rows(1).logits([0], [text], [len(logits)])[0]
+            torch.testing.assert_close(logits, fresh, atol=1e-5, rtol=1e-4)
+        texts = [[*text[: len(text) - i % 3], 20 + i, 21, 22] for text in texts]
+
+
 def test_a_growing_text_is_fed_token_by_token() -> None:
     """The point of a cache: one new token costs one column."""
     lm = embedded(EMBEDDED[0])
