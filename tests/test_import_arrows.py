@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "fedtandem"
 
-PURE = {"exchange", "knowledge", "alignment", "selection", "distillation"}
+PURE = {"exchange", "knowledge", "alignment", "selection", "distillation", "inference"}
 EVERYWHERE = {"errors", "atomic"} | PURE
 LOWEST = {"models", "data"}
 TOP = {"studies", "reports"}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedtandem.errors import ModelError
 from fedtandem.models.adapters import read_state, restore_folder, save_folder, write_state
+from fedtandem.models.cached_rows import CachedRows
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.generation import greedy
 from fedtandem.models.tokenizer import TextTokenizer
@@ -114,6 +115,7 @@ class LanguageModel:
         self._decoder = _decoder_of(self._causal)
         accepted = inspect.signature(self._causal.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self._keeps_last = "logits_to_keep" in accepted
         self.selects_hidden = self._decoder is not None
         if self.selects_hidden:
             self.selects_hidden = self._self_check()
@@ -235,6 +237,41 @@ class LanguageModel:
                 )
         finally:
             self.model.train(was_training)
+
+    def cached_rows(self, n_rows: int) -> CachedRows:
+        """This model reading `n_rows` growing texts, with keys and values kept; puts it in evaluation mode."""
+        self.model.eval()
+        limit = getattr(self._causal.config, "max_position_embeddings", None)
+        return CachedRows(
+            self._forward,
+            n_rows,
+            vocab_size=self.tokenizer.vocab_size,
+            pad_id=self.tokenizer.pad_id,
+            limit=None if limit is None else int(limit),
+            # Without positions as an input a model counts columns, masked ones included.
+            can_cache=self._takes_positions,
+            name=self.name,
+        )
+
+    def _forward(
+        self, step_ids: Tensor, attention_mask: Tensor, cache: Any, n_last: int
+    ) -> tuple[Tensor, Any]:
+        """New columns behind a cache; see `cached_rows.Forward`."""
+        model = self._causal if self.selects_hidden else self.model
+        inputs: dict[str, Any] = dict(self._inputs(attention_mask.to(self.device)))
+        width = step_ids.shape[1]
+        if "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"][:, -width:]
+        if self._keeps_last:
+            inputs["logits_to_keep"] = n_last
+        with self._autocast():
+            output = model(
+                input_ids=step_ids.to(self.device),
+                past_key_values=cache,
+                use_cache=self._takes_positions,
+                **inputs,
+            )
+        return output.logits[:, -n_last:], output.past_key_values if self._takes_positions else None
 
     # --- weights ----------------------------------------------------------------------------------------------
 

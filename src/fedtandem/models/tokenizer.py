@@ -193,6 +193,11 @@ class TextTokenizer:
         (piece,) = self._whole([prompt]) if prompt else (Piece.empty(),)
         return np.concatenate([self._first_context(bool(piece.ids.size)), piece.ids]).astype(np.int32)
 
+    def continue_ids(self, text: str) -> Ids:
+        """Ids of text that follows other tokens: no BOS, no dummy space in front; (T,) int32, may be empty."""
+        (encoding,) = self._text_encodings(self._inside, [text])
+        return np.array(encoding.ids, np.int32)
+
     def first_pieces(self, texts: Sequence[str]) -> list[int]:
         """Id of the first token of each text, read as continuing other text; -1 where there is none."""
         encodings = self._text_encodings(self._inside, list(texts))

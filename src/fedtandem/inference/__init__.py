@@ -1,0 +1,1 @@
+"""Who answers: how unsure the SLM is, when that is too unsure, and who is asked then (FedHLM)."""

@@ -1,0 +1,171 @@
+"""The SLM's side: draft a block, and keep at once what the mode allows to keep."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fedtandem.errors import ConfigError
+from fedtandem.inference.choice import Choice, checked_logits
+from fedtandem.inference.row import Row
+from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, SparseLaw, sparse_law
+
+Uncertainty = Callable[[Tensor], Tensor]
+"""Raw logits (R, V) -> u (R,) in [0, 1]. It may look at the prefix's logits only, not at the draft: with shared
+noise a gate that knows the draft would bias what is verified."""
+
+
+AUDIT_VALUES = 2**22
+"""Probabilities kept per answer for an audit in passing: 16 MiB, the laws of 131 tokens of 32,000."""
+
+
+@runtime_checkable
+class NextTokenModel(Protocol):
+    """A model over one vocabulary, reading B rows of tokens. Its answers depend on `ids` alone; what it keeps
+    between calls only saves time."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens its context holds; None if nothing says."""
+        ...
+
+    def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
+        """One forward pass: per row the logits after each of the last `last` tokens of its whole text `ids`;
+        list of (last, V), raw, on any device."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        ...
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Who fills the blocks."""
+
+    def draft(self, rows: Sequence[Row]) -> None:
+        """Bring every row to its end, or to a block that has to be verified."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        ...
+
+
+def doubts(uncertainty: Uncertainty, logits: Tensor) -> list[float]:
+    """u of each of R laws; logits (R, V).
+
+    Raises:
+        ConfigError: the function gives something else than one finite number per law.
+    """
+    # A law bridged from another vocabulary forbids the same tokens everywhere: they are not doubt.
+    if float(logits.amin()) == -math.inf:
+        logits = logits[:, logits.isfinite().any(dim=0)]
+    u = uncertainty(logits)
+    values: list[float] = u.tolist() if u.shape == logits.shape[:1] else []
+    if len(values) != len(logits) or not all(map(math.isfinite, values)):
+        raise ConfigError(
+            f"the uncertainty gave shape {tuple(u.shape)} for logits {tuple(logits.shape)}, or a NaN; it must give "
+            "one finite number per row."
+        )
+    return values
+
+
+class TokenDrafter:
+    """Drafts token by token, in the LLM's own ids; keeps what the mode allows."""
+
+    def __init__(
+        self,
+        model: NextTokenModel,
+        settings: DecodeSettings,
+        choice: Choice,
+        uncertainty: Uncertainty | None,
+        beta_upper: Callable[[float], float] | None,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._choice = choice
+        self._uncertainty = uncertainty
+        self._beta_upper = beta_upper
+        self._may_keep = settings.mode in ("bounded", "fedhlm", "local")
+
+    def forget(self, row: int) -> None:
+        """This row is finished."""
+        self._model.forget(row)
+
+    def draft(self, rows: Sequence[Row]) -> None:
+        """Bring every row to its end, or to a block that has to be verified."""
+        drafting = [row for row in rows if not self._is_ready(row)]
+        while drafting:
+            ids = [row.ids for row in drafting]
+            answers = self._model.logits([row.index for row in drafting], ids, [1] * len(drafting))
+            logits = checked_logits(torch.cat(answers), drafting, "draft model")  # (R, V)
+            u = [0.0] * len(drafting) if self._uncertainty is None else doubts(self._uncertainty, logits)
+            scores = self._choice.scores(logits)
+            for row, score, doubt in zip(drafting, scores, u, strict=True):
+                row.record.slm_passes += 1
+                self._add(row, score, doubt)
+            drafting = [row for row in drafting if not self._is_ready(row)]
+
+    def _is_ready(self, row: Row) -> bool:
+        if row.is_done or row.draft_ends or len(row.pending) >= self._settings.block:
+            return True
+        # The LLM writes one token of its own after a block: the last place is never worth a draft for it.
+        return row.room <= 1 and (bool(row.pending) or not self._may_keep)
+
+    def _add(self, row: Row, scores: Tensor, u: float) -> None:
+        """One more token of the SLM: shown at once, or pending."""
+        settings = self._settings
+        if not row.pending and self._may_keep and (settings.mode == "local" or u <= settings.tau):
+            bound = 0.0 if self._beta_upper is None or settings.mode == "local" else self._bound(u)
+            # The spec's rule for `bounded`: verify *before* the sum exceeds eps.
+            if settings.mode != "bounded" or (
+                settings.eps is not None and row.charged + bound <= settings.eps
+            ):
+                self._keep(row, scores, bound)
+                return
+        draft = self._drawn(row, scores)
+        row.pending.append(draft)
+        opens = self._may_keep and len(row.pending) == 1
+        row.draft_ends = draft.token == row.eos_id or (u > settings.tau and not opens)
+
+    def _drawn(self, row: Row, scores: Tensor) -> Draft:
+        """A draft that will be verified, with what verification needs."""
+        if self._settings.uplink in ("greedy", "shared_noise"):
+            return Draft(self._choice.token(row, len(row.written) + len(row.pending), scores))
+        bits = SCALAR_BITS if self._settings.uplink == "scalar" else SPARSE_BITS
+        # Truncate and round first, then draw: the server verifies with the law that was drawn from.
+        top = scores.topk(min(self._settings.top_k, len(scores)))
+        law = sparse_law(top.values.double().softmax(dim=-1), len(top.values), bits)
+        chosen = self._choice.chance.choose(row.index, law.probabilities)
+        law = SparseLaw(top.indices[law.token_ids], law.weights, bits)
+        return Draft(int(law.token_ids[chosen]), law)
+
+    def _keep(self, row: Row, scores: Tensor, bound: float) -> None:
+        token = self._choice.token(row, len(row.written), scores)
+        row.charged += bound
+        if row.record.charged is not None:
+            row.record.charged = row.charged
+        row.record.kept += 1
+        if self._is_audited(row, len(scores)):
+            row.unaudited.append((len(row.written), scores.softmax(dim=-1)))
+        row.commit([token])
+
+    def _is_audited(self, row: Row, vocab_size: int) -> bool:
+        audit = "none" if self._settings.mode == "local" else self._settings.audit
+        # Whole laws wait for the LLM's next pass: a long sure run over a large vocabulary would fill the memory.
+        return audit == "all" or (audit == "passing" and len(row.unaudited) * vocab_size < AUDIT_VALUES)
+
+    def _bound(self, u: float) -> float:
+        bound = float(self._beta_upper(u)) if self._beta_upper is not None else 0.0
+        if not 0 <= bound <= 1:
+            raise ConfigError(f"beta_upper({u:.3f}) is {bound}; an upper bound of beta lies in [0, 1].")
+        return bound

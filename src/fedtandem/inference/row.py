@@ -1,0 +1,55 @@
+"""One answer while it is being written: what stands, what is pending, what the server knows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedtandem.inference.record import Record
+from fedtandem.inference.uplink import Draft
+
+
+@dataclass
+class Row:
+    """One answer being written."""
+
+    index: int
+    prompt: list[int]
+    prompt_bytes: int
+    """What it takes to tell the server the prompt."""
+    limit: int
+    eos_id: int
+    on_commit: Callable[[int, list[int]], None] | None
+    written: list[int] = field(default_factory=list)
+    pending: list[Draft] = field(default_factory=list)
+    draft_ends: bool = False
+    """Nothing more is drafted before the LLM has looked."""
+    told: int | None = None
+    """How many tokens of `written` the server knows; None before the first exchange."""
+    block_bytes: int | None = None
+    """Size of the pending block on the wire, where its drafter sends something else than ids."""
+    spell: Callable[[int], bytes] | None = None
+    """Bytes of a token, where the client does not know the LLM's ids and answers travel as text."""
+    unaudited: list[tuple[int, Tensor]] = field(default_factory=list)
+    """(place in `written`, draft law (V,) float32) of kept tokens whose LLM law was not seen yet."""
+    charged: float = 0.0
+    is_done: bool = False
+    record: Record = field(default_factory=Record)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may follow what is written and pending."""
+        return self.limit - len(self.written) - len(self.pending)
+
+    @property
+    def ids(self) -> list[int]:
+        """The whole text with what is pending."""
+        return [*self.prompt, *self.written, *(draft.token for draft in self.pending)]
+
+    def commit(self, tokens: list[int]) -> None:
+        """Write tokens that nothing will take back, and show them."""
+        self.written += tokens
+        self.record.tokens = len(self.written)
+        self.is_done = tokens[-1] == self.eos_id or len(self.written) >= self.limit
+        if self.on_commit is not None:
+            self.on_commit(self.index, tokens)
