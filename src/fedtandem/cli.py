@@ -329,7 +329,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", metavar="MODEL", help="the small model (hub name, folder, embedded:NAME)")
     parser.add_argument("--target", metavar="MODEL", help="the large model")
-    parser.add_argument("--prompt", metavar="TEXT", help="one prompt; its answer is shown as it is written")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="a prompt; the answer to a single one is shown as it is written",
+    )
     parser.add_argument("--prompts", type=Path, metavar="F", help='JSON lines with "prompt"')
     parser.add_argument(
         "--mode",
@@ -389,12 +394,12 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     from fedtandem.federation.generate import GenerateRequest, generate_command, in_words
 
-    shows = arguments.prompt is not None and not arguments.json
+    shows = arguments.prompt is not None and len(arguments.prompt) == 1 and not arguments.json
     answers = generate_command(
         GenerateRequest(
             draft=arguments.draft,
             target=arguments.target,
-            prompt=arguments.prompt,
+            prompt=tuple(arguments.prompt) if arguments.prompt else None,
             prompts=arguments.prompts,
             bounds=arguments.bounds,
             uncertainty=arguments.uncertainty,

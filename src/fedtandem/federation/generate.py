@@ -24,7 +24,7 @@ class GenerateRequest:
 
     draft: str | None
     target: str | None
-    prompt: str | None
+    prompt: tuple[str, ...] | None
     prompts: Path | None
     bounds: Path | None
     uncertainty: str
@@ -53,7 +53,7 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
     mode = request.settings.mode
     if (request.prompt is None) == (request.prompts is None):
         raise ConfigError(
-            "give the text of one prompt (--prompt) or a file of prompts (--prompts), one of both."
+            "give prompts on the command line (--prompt TEXT) or a file of them (--prompts F), one of both."
         )
     if request.draft is None and mode != "cloud":
         raise ConfigError(f"mode {mode} needs the small model: --draft MODEL.")
@@ -62,7 +62,7 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
     if mode == "bounded" and request.bounds is None:
         raise ConfigError("mode bounded needs upper bounds of beta by uncertainty: --bounds FILE.")
     beta_upper = None if request.bounds is None else read_bounds(request.bounds)
-    prompts = [request.prompt] if request.prompt is not None else read_prompts(request.prompts)
+    prompts = list(request.prompt) if request.prompt is not None else read_prompts(request.prompts)
     answers = generate(
         None if mode == "cloud" else _load(request.draft),
         None if mode == "local" else _load(request.target),
@@ -84,8 +84,8 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
 def in_words(totals: dict[str, float]) -> str:
     """The sums as one line."""
     said = (
-        f"{totals['prompts']:.0f} prompts, {totals['tokens']:.0f} tokens: LLM passes saved "
-        f"{totals['llm_passes_saved']:.1%} ({totals['llm_passes']:.0f} instead of {totals['tokens']:.0f}), drafts "
+        f"{totals['prompts']:.0f} prompt{'' if totals['prompts'] == 1 else 's'}, {totals['tokens']:.0f} tokens: "
+        f"LLM passes saved {totals['llm_passes_saved']:.1%} ({totals['llm_passes']:.0f} instead of {totals['tokens']:.0f}), drafts "
         f"accepted {totals['accepted_share']:.1%}, verified {totals['verified_share']:.1%}, "
         f"{totals['uplink_bytes']:.0f} B up, {totals['downlink_bytes']:.0f} B down"
     ).replace("%", " %")
