@@ -85,7 +85,8 @@ def in_words(totals: dict[str, float]) -> str:
     """The sums as one line."""
     said = (
         f"{totals['prompts']:.0f} prompt{'' if totals['prompts'] == 1 else 's'}, {totals['tokens']:.0f} tokens: "
-        f"LLM passes saved {totals['llm_passes_saved']:.1%} ({totals['llm_passes']:.0f} instead of {totals['tokens']:.0f}), "
+        f"LLM passes saved {totals['llm_passes_saved']:.1%} "
+        f"({totals['llm_passes']:.0f} instead of {totals['tokens']:.0f}), "
         f"drafts accepted {totals['accepted_share']:.1%}, verified {totals['verified_share']:.1%}, "
         f"{totals['uplink_bytes']:.0f} B up, {totals['downlink_bytes']:.0f} B down"
     ).replace("%", " %")
