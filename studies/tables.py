@@ -41,7 +41,8 @@ def table(file: str, method: str, control: str, parties: str) -> str:
 def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
     def show(value: float, sign: str = "") -> str:
         percent = row["metric"] in SHARES
-        return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+        text = f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+        return text if float(text) else text.lstrip("+-")
 
     difference = show(row["difference"], "+")
     student, bootstrap = (
