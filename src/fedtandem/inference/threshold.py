@@ -134,6 +134,26 @@ def learn_thresholds(
     return _with_intervals(result, tables, generator, draws) if draws else result
 
 
+def fixed_thresholds(
+    clients: Histogram, group: Ints, tau: Floats, price: float, *, n_clusters: int | None = None
+) -> Thresholds:
+    """Thresholds that were found otherwise, with the share and the error this table gives them; no intervals.
+
+    Args:
+        tau: of each client, (C,). A wider scope gets the median of its clients'.
+        price: λ they are meant for.
+    """
+    t = _tables(clients, np.asarray(group, dtype=np.int64), n_clusters)
+    k = len(t.present)
+    overall = float(np.median(tau))
+    cluster = np.array([np.median(tau[t.group == c]) if (t.group == c).any() else overall for c in range(k)])
+    c = len(tau)
+    return Thresholds(
+        price, tau, cluster, overall, tau, cluster, np.full(c, CLIENT), np.full(k, CLUSTER), np.full((c, 2), np.nan),
+        np.full((k, 2), np.nan), np.full(2, np.nan), _share(t, tau), _error(t, tau),
+    )  # fmt: skip
+
+
 def _tables(clients: Histogram, group: Ints, n_clusters: int | None) -> _Tables:
     c = len(clients.tokens)
     if group.shape != (c,) or c == 0:

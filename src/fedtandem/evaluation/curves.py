@@ -1,0 +1,117 @@
+"""Quality against calls: what a ranking of decisions buys, beside chance and beside knowing everything."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def quality_curve(rank: Floats, slm_score: Floats, llm_score: Floats) -> Floats:
+    """Mean quality when the j highest-ranked decisions go to the LLM, for j = 0..N.
+
+    Equal ranks are called in no particular order: between them the curve is a straight line.
+
+    Args:
+        rank: (N,), highest first; an uncertainty, say.
+        slm_score, llm_score: (N,).
+
+    Returns:
+        (N + 1,).
+    """
+    order = np.argsort(-rank, kind="stable")
+    ranked, gain = rank[order], (llm_score - slm_score)[order]
+    _, first, count = np.unique(-ranked, return_index=True, return_counts=True)
+    gain = np.repeat(np.add.reduceat(gain, first) / count, count)
+    return (slm_score.sum() + np.concatenate([[0.0], np.cumsum(gain)])) / len(rank)
+
+
+def oracle_curve(slm_score: Floats, llm_score: Floats) -> Floats:
+    """The curve of one who knows where the LLM is better, (N + 1,). It falls where only worse answers are left."""
+    return quality_curve(llm_score - slm_score, slm_score, llm_score)
+
+
+def random_curve(slm_score: Floats, llm_score: Floats) -> Floats:
+    """The expected curve of calling by lot: a straight line, (N + 1,)."""
+    return np.linspace(slm_score.mean(), llm_score.mean(), len(slm_score) + 1)
+
+
+def at_share(curve: Floats, share: float) -> float:
+    """A curve's value at a share of calls, between two points by a line."""
+    return float(np.interp(share * (len(curve) - 1), np.arange(len(curve)), curve))
+
+
+def pgr(quality: float, slm: float, llm: float) -> float:
+    """The share of the gap between SLM and LLM that is recovered; NaN without a gap.
+
+    Source: RouteLLM, arXiv:2406.18665.
+    """
+    return (quality - slm) / (llm - slm) if llm != slm else float("nan")
+
+
+def apgr(curve: Floats) -> float:
+    """The area under PGR over the share of calls: 0.5 is chance, NaN without a gap."""
+    gap = curve[-1] - curve[0]
+    if gap == 0:
+        return float("nan")
+    recovered = (curve - curve[0]) / gap
+    return float((recovered[1:] + recovered[:-1]).sum() / 2 / (len(curve) - 1))
+
+
+def calls_for(curve: Floats, quality: float) -> float:
+    """CPT: the smallest share of calls that reaches a quality; NaN where none does."""
+    reached = np.flatnonzero(curve >= quality - 1e-12)
+    return float(reached[0] / (len(curve) - 1)) if len(reached) else float("nan")
+
+
+def calls_for_pgr(curve: Floats, share_of_gap: float) -> float:
+    """CPT(x): the smallest share of calls that recovers this share of the gap; NaN without a gap to recover."""
+    if curve[-1] <= curve[0]:
+        return float("nan")
+    return calls_for(curve, float(curve[0] + share_of_gap * (curve[-1] - curve[0])))
+
+
+def bootstrap(
+    figure: Callable[[npt.NDArray[np.int64]], Floats | float],
+    n: int,
+    generator: np.random.Generator,
+    *,
+    draws: int = 1000,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> Floats:
+    """A figure on redrawn decisions: plain, or clients first and then decisions inside each.
+
+    Args:
+        figure: of an index (n,) into the decisions; a number or an array.
+        n: decisions.
+        groups: client of each, (n,); with five or more, clients are redrawn too.
+
+    Returns:
+        (draws, ...).
+    """
+    results = []
+    members = None
+    if groups is not None and len(np.unique(groups)) >= 5:
+        members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    for _ in range(draws):
+        if members is None:
+            index = generator.integers(0, n, n)
+        else:
+            chosen = generator.integers(0, len(members), len(members))
+            index = np.concatenate([members[c][generator.integers(0, len(members[c]), len(members[c]))] for c in chosen])
+        results.append(np.asarray(figure(index), dtype=np.float64))
+    return np.stack(results)
+
+
+def middle(draws: Floats) -> tuple[float, float]:
+    """The 95 % percentile interval of draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def worst_decile(score: Floats, groups: npt.NDArray[np.int64]) -> float:
+    """Mean quality of the worst tenth of the clients, at least one."""
+    sums, counts = np.bincount(groups, weights=score), np.bincount(groups)
+    means = np.sort(sums[counts > 0] / counts[counts > 0])
+    return float(means[: max(1, round(len(means) / 10))].mean())

@@ -1,0 +1,231 @@
+"""`fedtandem calibrate`: learn thresholds on a recorded trace, in a federation of its clients, and write the policy."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtandem.algorithms.fedhlm import Calibration, Edge, Settings, ThresholdClient, make_policy, run_fedhlm
+from fedtandem.data.traces import Trace, read_trace
+from fedtandem.errors import ConfigError
+from fedtandem.evaluation.replay import has_peers, try_peers
+from fedtandem.evaluation.scored_trace import Feedback, Scored, default_measure, score_trace
+from fedtandem.federation.local import LocalCarrier
+from fedtandem.inference.policy import Policy, policy_to_json
+from fedtandem.inference.routing import is_sent
+from fedtandem.inference.similarity import calibrate_similarity
+from fedtandem.inference.threshold import Goal
+
+AUDIT_KEY = b"fedtandem calibrate"
+"""A replay hides its draw from nobody; a deployment has a secret of its own."""
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What `fedtandem calibrate` was asked; exactly one of the three goals is given.
+
+    Attributes:
+        budget: as typed: "10%" or 0.1.
+        max_loss: in points.
+        price: λ.
+        audit: "all" uses every recorded answer; "auto" or a rate shows the learner only what a deployment would see.
+    """
+
+    trace: Path
+    output: Path
+    budget: str | None = None
+    max_loss: float | None = None
+    price: float | None = None
+    measure: str | None = None
+    feedback: Feedback = "auto"
+    learn: str = "histogram"
+    audit: str = "all"
+    rounds: int = 30
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A policy with what it cost to learn.
+
+    Attributes:
+        bytes_up, bytes_down: frames between clients and edges; edges and cloud.
+    """
+
+    policy: Policy
+    calibration: Calibration
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+
+
+def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -> str:
+    """Calibrate, write the policy, and say what came out.
+
+    Raises:
+        ConfigError: no goal or several, a goal that cannot be met, a measure the trace does not allow.
+        DataError: the trace cannot be used.
+    """
+    settings = settings_of(request)
+    trace = read_trace(request.trace)
+    feedback = request.feedback
+    # A loss in points is about right answers; where the truth is recorded, β may say just that.
+    if feedback == "auto" and request.max_loss is not None and _truth_is_known(trace):
+        feedback = "quality"
+    scored = score_trace(trace, request.measure or default_measure(trace), feedback)
+    done = calibrate(trace, scored, settings, measure=request.measure or default_measure(trace))
+    from fedtandem.atomic import write_text
+
+    write_text(request.output, policy_to_json(done.policy))
+    return _as_json(done, request.output) if json_output else _in_words(done, request.output)
+
+
+def settings_of(request: CalibrateRequest) -> Settings:
+    """The settings behind the options, checked."""
+    given = [name for name in ("budget", "max_loss", "price") if getattr(request, name) is not None]
+    if request.learn == "fixed" and not given:
+        goal = Goal("price", 0.3)
+    elif len(given) != 1:
+        raise ConfigError(
+            f"{'no goal' if not given else ' and '.join('--' + name.replace('_', '-') for name in given)} given; say one "
+            "of --budget 10%, --max-loss 0.5 (points) or --price 0.05 (a call over an error)."
+        )
+    elif request.budget is not None:
+        goal = Goal("share", share_of(request.budget))
+    elif request.max_loss is not None:
+        if not 0 <= request.max_loss <= 100:
+            raise ConfigError(f"--max-loss {request.max_loss:g}; expected points from 0 to 100.")
+        goal = Goal("error", request.max_loss / 100)
+    else:
+        price = float(request.price or 0.0)
+        if not 0 <= price <= 1:
+            raise ConfigError(f"--price {price:g}; expected the price of a call over the price of an error, 0 to 1.")
+        goal = Goal("price", price)
+    if request.learn not in ("histogram", "line", "gradient", "fixed"):
+        raise ConfigError(f"--learn {request.learn}; choose histogram, line, gradient or fixed.")
+    if request.rounds < 1:
+        raise ConfigError(f"--rounds {request.rounds}; expected at least 1.")
+    return Settings(
+        learn=request.learn, goal=goal, audit_rate=_audit_rate(request.audit), rounds=request.rounds, seed=request.seed  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def share_of(text: str) -> float:
+    """"10%" or "0.1" as a share.
+
+    Raises:
+        ConfigError: neither.
+    """
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--budget {text}; expected a share of calls such as 10% or 0.1.")
+    return value
+
+
+def _audit_rate(text: str) -> float | None:
+    if text in ("all", "auto"):
+        return 1.0 if text == "all" else None
+    try:
+        rate = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate <= 1:
+        raise ConfigError(f"--audit {text}; expected all, auto, or a rate such as 1%.")
+    return rate
+
+
+def _truth_is_known(trace: Trace) -> bool:
+    return trace.slm_score is not None or (trace.label is not None and bool((trace.label >= 0).all()))
+
+
+def calibrate(trace: Trace, scored: Scored, settings: Settings, *, measure: str) -> Calibrated:
+    """Run the federation that a trace recorded: its clients behind their edges, every message encoded and counted."""
+    up: Counter[str] = Counter()
+    down: Counter[str] = Counter()
+
+    def counting(level: str) -> Any:
+        def count(_party: str, _round: int, n_up: int, n_down: int) -> None:
+            up[level] += n_up
+            down[level] += n_down
+
+        return count
+
+    edges = {}
+    for cluster in np.unique(trace.cluster):
+        clients = {
+            str(name): _client(trace, scored, str(name)) for name in np.unique(trace.client[trace.cluster == cluster])
+        }
+        edges[str(cluster) or "all"] = Edge(
+            str(cluster) or "all", LocalCarrier(clients, count=counting("clients and edges")), settings.deadline_s
+        )
+    done = run_fedhlm(LocalCarrier(edges, count=counting("edges and cloud")), settings)
+    similarity = None
+    if has_peers(trace):
+        tau = dict(zip(done.names, done.thresholds.client.tolist(), strict=True))
+        sent = is_sent(scored.u, np.array([tau[str(name)] for name in trace.client]))
+        tries = try_peers(trace, sent, delta_sim=-1.0)
+        similarity = asdict(calibrate_similarity(tries.similarity, tries.answer == trace.answer[tries.index]))
+    policy = make_policy(done, settings, measure=measure, feedback=scored.feedback, similarity=similarity)
+    return Calibrated(policy, done, dict(up), dict(down))
+
+
+def _client(trace: Trace, scored: Scored, name: str) -> ThresholdClient:
+    mine = np.flatnonzero(trace.client == name)
+    models = Counter(trace.rows(mine).models()).most_common(1)[0][0]
+    return ThresholdClient(
+        name, models, scored.u[mine], scored.beta[mine], trace.session[mine].tolist(), trace.position[mine], AUDIT_KEY
+    )
+
+
+def _as_json(done: Calibrated, output: Path) -> str:
+    policy = done.policy
+    return json.dumps(
+        {
+            "output": str(output), "learn": policy.learn, "price": policy.price, "share": policy.share,
+            "error": policy.error, "tau": policy.overall.tau, "interval": policy.overall.interval,
+            "clusters": {name: entry.tau for name, entry in policy.clusters.items()},
+            "clients": {name: entry.tau for name, entry in policy.clients.items()},
+            "audit_rate": policy.audit_rate, "audits": policy.overall.audits, "labelled": policy.overall.labelled,
+            "tokens": policy.overall.tokens, "similarity": policy.similarity, "bytes_up": done.bytes_up,
+            "bytes_down": done.bytes_down,
+        }
+    )  # fmt: skip
+
+
+def _in_words(done: Calibrated, output: Path) -> str:
+    policy, names = done.policy, done.calibration.names
+    everyone = policy.overall
+    lines = [
+        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in {len(policy.clusters)} clusters",
+        f"at most {policy.share:.1%} of calls, at most {100 * policy.error:.2f} points of error let through "
+        f"({policy.feedback}), at a price of {policy.price:.3f}",
+        f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
+        _scope_line("all", everyone),
+        *(_scope_line(f"cluster {name}", entry) for name, entry in policy.clusters.items()),
+    ]
+    ranked = sorted(policy.clients.items(), key=lambda item: item[1].tau)
+    shown = ranked if len(ranked) <= 20 else [*ranked[:5], *ranked[-5:]]
+    lines += [_scope_line(name, entry) for name, entry in shown]
+    if len(shown) < len(ranked):
+        lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
+    if policy.similarity is not None:
+        s = policy.similarity
+        lines.append(
+            f"peers: similarity from {s['delta']:.3f}, {s['audits']} audited answers, precision at least "
+            f"{s['lower_bound']:.3f} (95 %): " + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
+        )
+    moved = ", ".join(f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up)
+    lines.append(f"bytes: {moved}")
+    return "\n".join(lines)
+
+
+def _scope_line(name: str, entry: Any) -> str:
+    ends = f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" if entry.interval else "none"
+    return (
+        f"{name:<22}{entry.tau:>7.3f}  {ends:<17}{entry.audits:>8,}{entry.labelled:>10,}{entry.tokens:>9,}  {entry.source}"
+    )
