@@ -379,6 +379,7 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="λ", help="a call's price over an error's, e.g. 0.05")
     parser.add_argument("--output", type=Path, default=Path("policy.json"), metavar="POLICY")
     parser.add_argument("--learn", choices=["histogram", "line", "gradient", "fixed"], default="histogram")
+    parser.add_argument("--tau", type=float, default=0.5, help="of --learn fixed, and where others start")
     parser.add_argument("--measure", help="expected (default), entropy, margin, max_prob or recorded")
     parser.add_argument(
         "--feedback", choices=["auto", "probabilities", "agreement", "quality"], default="auto"
@@ -408,6 +409,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         learn=arguments.learn,
         audit=arguments.audit,
         rounds=arguments.rounds,
+        tau=arguments.tau,
         seed=arguments.seed,
     )
     print(calibrate_command(request, json_output=arguments.json))

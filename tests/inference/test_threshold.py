@@ -318,17 +318,27 @@ def test_a_goal_is_kept_on_the_counted_tokens(kind, value):
 
 def test_an_impossible_goal_says_what_can_be_had():
     rng = np.random.default_rng(8)
-    u = np.ones(400)  # all tokens hopeless: every threshold up to 0.98 sends them all
-    h = stacked([fully_labelled(u, u)] * 3)
-    with pytest.raises(ConfigError, match=r"cannot be had.*send 100"):
-        learn_thresholds(h, np.zeros(3, dtype=int), Goal("share", 0.5), rng)
-    wrong = stacked([fully_labelled(u * 0.01, u)] * 3)  # all tokens certain and wrong
-    with pytest.raises(ConfigError, match=r"cannot be had.*still 1\.0000"):
-        learn_thresholds(wrong, np.zeros(3, dtype=int), Goal("error", 0.1), rng)
+    h, _ = make_clients(rng, [800] * 6, [0.0] * 6)
+    group = np.repeat([0, 1], 3)
+    last = learn_thresholds(h, group, Goal("price", 0.4), rng, draws=0)
+    with pytest.raises(ConfigError, match=r"cannot be had when thresholds move at most 0\.1 a round: .* send [345]"):
+        learn_thresholds(h, group, Goal("share", 0.01), rng, last=last)
+    with pytest.raises(ConfigError, match=r"0\.0010 cannot be had .* still 0\.0"):
+        learn_thresholds(h, group, Goal("error", 0.001), rng, last=last)
     none = np.zeros(400, dtype=bool)
-    blind = stacked([count_feedback(u, u, none, none, 0.01)] * 3)
+    blind = stacked([count_feedback(np.ones(400), np.ones(400), none, none, 0.01)] * 3)
     with pytest.raises(ConfigError, match="no token is labelled"):
         learn_thresholds(blind, np.zeros(3, dtype=int), Goal("price", 0.1), rng)
+
+
+def test_without_a_last_policy_every_goal_can_be_had():
+    rng = np.random.default_rng(8)
+    h, _ = make_clients(rng, [800] * 6, [0.0] * 6)
+    group = np.repeat([0, 1], 3)
+    for kind in ("share", "error"):
+        none = learn_thresholds(h, group, Goal(kind, 0.0), rng, draws=0)
+        assert getattr(none, kind) == 0
+        assert set(none.client) == ({1.0} if kind == "share" else {0.0})
 
 
 def test_fewer_than_three_clients_keep_the_last_policy_and_steps_are_short():

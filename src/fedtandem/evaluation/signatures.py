@@ -84,9 +84,15 @@ def _runaway(case: Case) -> Sign:
     kept = case.replay.tier == LOCAL
     if not kept.any():
         return _unknown("E2", "nothing is kept")
-    beta, share = float(case.scored.beta[kept].mean()), 1 - float(kept.mean())
-    alarm = share < 0.05 and beta > case.policy.price
-    return Sign("E2", beta, alarm, f"kept decisions are refused with {beta:.3f} (price {case.policy.price:.3f}) while {share:.1%} are sent")
+    # Over all kept decisions a runaway may hide: its own toy example keeps 17.6 % at a price of 30 %. What gives it
+    # away is the least sure of them.
+    beta, u = case.scored.beta[kept], case.scored.u[kept]
+    least_sure = beta[np.argsort(-u, kind="stable")[: max(1, len(u) // 10)]]
+    mean, share = float(least_sure.mean()), 1 - float(kept.mean())
+    error = 1.96 * float(least_sure.std()) / len(least_sure) ** 0.5
+    alarm = share < 0.05 and mean - error > case.policy.price
+    told = f"the least sure tenth of the kept is refused with {mean:.3f} (price {case.policy.price:.3f}) while {share:.1%} are sent"
+    return Sign("E2", mean, alarm, told)
 
 
 def _confident_and_wrong(case: Case) -> Sign:

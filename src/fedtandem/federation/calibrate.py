@@ -44,6 +44,7 @@ class CalibrateRequest:
     learn: str = "histogram"
     audit: str = "all"
     rounds: int = 30
+    tau: float = 0.5
     seed: int = 0
 
 
@@ -107,8 +108,11 @@ def settings_of(request: CalibrateRequest) -> Settings:
         raise ConfigError(f"--learn {request.learn}; choose histogram, line, gradient or fixed.")
     if request.rounds < 1:
         raise ConfigError(f"--rounds {request.rounds}; expected at least 1.")
+    if not 0 <= request.tau <= 1:
+        raise ConfigError(f"--tau {request.tau:g}; expected a threshold in [0, 1].")
     return Settings(
-        learn=request.learn, goal=goal, audit_rate=_audit_rate(request.audit), rounds=request.rounds, seed=request.seed  # type: ignore[arg-type]
+        learn=request.learn, goal=goal, start=request.tau, audit_rate=_audit_rate(request.audit),  # type: ignore[arg-type]
+        rounds=request.rounds, seed=request.seed,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.errors import ConfigError
-from fedtandem.inference.aggregation import capped, clipped, limited
+from fedtandem.inference.aggregation import capped, limited
 from fedtandem.inference.histogram import (
     Histogram,
     best_bin,
@@ -195,7 +195,6 @@ def _solve(t: _Tables, price: float, last: Thresholds | None) -> Thresholds:
         # Too few clients to check each other: none of them may move.
         kept = cluster_source[t.group] == LAST
         client, client_source = np.where(kept, last.client, client), np.where(kept, LAST, client_source)
-    client, cluster, overall = clipped(client), clipped(cluster), float(clipped(overall))
     share, error = _share(t, client), _error(t, client)
     nothing = np.full((len(client), 2), np.nan)
     return Thresholds(
@@ -233,14 +232,13 @@ def _error(t: _Tables, client: Floats) -> float:
 def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
     """The λ whose thresholds meet the goal; calls fall and errors rise with λ."""
     low, high = -1.01, 1.01  # outside β's range: everything is sent, nothing is sent
+    bound = " when thresholds move at most 0.1 a round" if last is not None else ""
     if goal.kind == "share":
         least = _solve(t, high, last).share
         if least > goal.value:
             raise ConfigError(
-                f"at most {goal.value:.2%} of calls cannot be had: even the highest thresholds send {least:.2%}, since "
-                "they are kept within [0.02, 0.98]"
-                + (" and move at most 0.1 a round" if last else "")
-                + ". Ask for more calls."
+                f"at most {goal.value:.2%} of calls cannot be had{bound}: even the highest thresholds send {least:.2%}. "
+                "Ask for more calls."
             )
         if _solve(t, low, last).share <= goal.value:
             return low
@@ -251,8 +249,8 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
     least = _solve(t, low, last).error
     if least > goal.value:
         raise ConfigError(
-            f"an error of at most {goal.value:.4f} cannot be had: with the lowest thresholds it is still "
-            f"{least:.4f}, since they are kept within [0.02, 0.98]. Allow more, or use the cloud alone."
+            f"an error of at most {goal.value:.4f} cannot be had{bound}: with the lowest thresholds it is still "
+            f"{least:.4f}. Allow more, or use the cloud alone."
         )
     if _solve(t, high, last).error <= goal.value:
         return high
@@ -265,7 +263,7 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
 def _with_intervals(
     result: Thresholds, t: _Tables, generator: np.random.Generator, draws: int
 ) -> Thresholds:
-    """Every scope's bins redrawn, then blended and clipped as the thresholds were."""
+    """Every scope's bins redrawn, then blended as the thresholds were."""
 
     def own(h: Histogram) -> Floats:
         if h.labelled < 1:
@@ -283,8 +281,7 @@ def _with_intervals(
 
     def around(interval: Floats, tau: Floats) -> Floats:
         # A kept or limited τ may lie outside what this round alone says; the interval then reaches to it.
-        ends = clipped(interval)
-        return np.stack([np.minimum(ends[..., 0], tau), np.maximum(ends[..., 1], tau)], axis=-1)
+        return np.stack([np.minimum(interval[..., 0], tau), np.maximum(interval[..., 1], tau)], axis=-1)
 
     return replace(
         result,
