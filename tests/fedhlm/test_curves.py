@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedtandem.evaluation.curves import (
     apgr,
     at_share,
-    bootstrap,
+    bootstrap_means,
     calls_for,
     calls_for_pgr,
     middle,
@@ -84,14 +84,16 @@ def test_the_worst_tenth_and_rank_correlation():
 
 def test_the_bootstrap_covers_and_redraws_clients():
     rng = np.random.default_rng(0)
-    hits = 0
+    hits, alone = 0, np.zeros(100, dtype=int)
     for _ in range(40):
         x = rng.normal(1.0, 1.0, 100)
-        low, high = middle(bootstrap(lambda i, x=x: x[i].mean(), 100, rng, draws=200))
+        low, high = middle(bootstrap_means(x[:, None], alone, rng, draws=300)[:, 0])
         hits += low <= 1.0 <= high
     assert 33 <= hits <= 40
     groups = np.repeat(np.arange(10), 50)
     y = rng.normal(size=10)[groups] + 0.01 * rng.normal(size=500)
-    plain = np.ptp(middle(bootstrap(lambda i: y[i].mean(), 500, rng, draws=200)))
-    clustered = np.ptp(middle(bootstrap(lambda i: y[i].mean(), 500, rng, draws=200, groups=groups)))
-    assert clustered > 3 * plain
+    both = np.stack([y, np.ones(500)], axis=1)
+    one_bag, clients = (bootstrap_means(both, g, rng) for g in (np.zeros(500, dtype=int), groups))
+    assert np.ptp(middle(clients[:, 0])) > 3 * np.ptp(middle(one_bag[:, 0]))
+    np.testing.assert_allclose(clients[:, 1], 1.0)
+    assert clients[:, 0].mean() == pytest.approx(y.mean(), abs=0.1)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtandem.errors import ConfigError
@@ -42,6 +42,7 @@ def test_the_narrowest_scope_made_for_these_models_holds_and_says_why():
 
 
 @given(st.text(max_size=5), st.floats(0, 1), st.integers(0, 10**6))
+@settings(max_examples=25)
 def test_a_policy_comes_back_from_its_file(name, tau, n):
     whole = policy()
     odd = Policy(**{**vars(whole), "clients": {name: Entry(tau, None, "last", n, n, n, (OLD, NEW), name)}})

@@ -1,7 +1,5 @@
 """Quality against calls: what a ranking of decisions buys, beside chance and beside knowing everything."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -72,36 +70,39 @@ def calls_for_pgr(curve: Floats, share_of_gap: float) -> float:
     return calls_for(curve, float(curve[0] + share_of_gap * (curve[-1] - curve[0])))
 
 
-def bootstrap(
-    figure: Callable[[npt.NDArray[np.int64]], Floats | float],
-    n: int,
+def bootstrap_means(
+    figures: Floats,
+    groups: npt.NDArray[np.int64],
     generator: np.random.Generator,
     *,
     draws: int = 1000,
-    groups: npt.NDArray[np.int64] | None = None,
+    item_draws: int = 200,
 ) -> Floats:
-    """A figure on redrawn decisions: plain, or clients first and then decisions inside each.
+    """Means of several figures on redrawn decisions: clients first, then decisions inside each.
 
     Args:
-        figure: of an index (n,) into the decisions; a number or an array.
-        n: decisions.
-        groups: client of each, (n,); with five or more, clients are redrawn too.
+        figures: (N, F).
+        groups: client of each decision, (N,). With fewer than five clients only decisions are redrawn.
+        draws: how many means.
+        item_draws: resamples prepared per client, from which each draw takes one; fewer than `draws`, since they are
+            what takes the time.
 
     Returns:
-        (draws, ...).
+        (draws, F).
     """
-    results = []
-    members = None
-    if groups is not None and len(np.unique(groups)) >= 5:
-        members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    for _ in range(draws):
-        if members is None:
-            index = generator.integers(0, n, n)
-        else:
-            chosen = generator.integers(0, len(members), len(members))
-            index = np.concatenate([members[c][generator.integers(0, len(members[c]), len(members[c]))] for c in chosen])
-        results.append(np.asarray(figure(index), dtype=np.float64))
-    return np.stack(results)
+    places = np.unique(groups, return_inverse=True)[1]
+    if places.max() < 4:
+        places, item_draws = np.zeros_like(places), draws
+    pools, sizes = [], np.bincount(places).astype(np.float64)
+    for c in range(len(sizes)):
+        mine = figures[places == c]
+        index = generator.integers(0, len(mine), (item_draws, len(mine)), dtype=np.int32)
+        pools.append(np.stack([column[index].sum(axis=1) for column in mine.T], axis=1))  # (R, F)
+    pool = np.stack(pools)  # (C, R, F)
+    c = len(sizes)
+    chosen = generator.integers(0, c, (draws, c)) if c > 1 else np.zeros((draws, 1), dtype=np.int64)
+    replicate = generator.integers(0, item_draws, (draws, c))
+    return np.asarray(pool[chosen, replicate].sum(axis=1) / sizes[chosen].sum(axis=1)[:, None])
 
 
 def middle(draws: Floats) -> tuple[float, float]:

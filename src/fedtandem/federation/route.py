@@ -15,7 +15,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.evaluation.curves import (
     apgr,
     at_share,
-    bootstrap,
+    bootstrap_means,
     calls_for,
     calls_for_pgr,
     middle,
@@ -32,8 +32,6 @@ from fedtandem.inference.policy import Policy, policy_from_json
 from fedtandem.inference.routing import CLOUD, TIERS
 
 Floats = npt.NDArray[np.float64]
-
-DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def route(trace: Trace, policy: Policy, *, seed: int = 0) -> Route:
     generator = np.random.default_rng(seed)
     called = (played.tier == CLOUD).astype(np.float64)
     quality = _quality(scored, played, groups, generator)
-    low, high = middle(bootstrap(lambda i: called[i].mean(), len(trace), generator, draws=DRAWS, groups=groups))
+    low, high = middle(bootstrap_means(called[:, None], groups, generator)[:, 0])
     gap = quality.gap_interval if quality else None
     found = signs(Case(trace, scored, policy, played, gap, took_ms))
     kept_beta = np.where(played.sent, 0.0, scored.beta)
@@ -156,7 +154,7 @@ def _quality(
     slm, llm, routed, u = scored.slm_score[known], scored.llm_score[known], played.score[known], scored.u[known]
     groups = np.unique(groups[known], return_inverse=True)[1]
     figures = np.stack([routed, llm - routed, llm - slm], axis=1)
-    drawn = bootstrap(lambda i: figures[i].mean(axis=0), len(slm), generator, draws=DRAWS, groups=groups)
+    drawn = bootstrap_means(figures, groups, generator)
     calls = float((played.tier[known] == CLOUD).mean())
     curve = quality_curve(u, slm, llm)
     return Quality(
