@@ -426,9 +426,7 @@ def _route_flags(parser: argparse.ArgumentParser) -> None:
 def _route(arguments: argparse.Namespace) -> int:
     from fedtandem.federation.route import route_command
 
-    print(
-        route_command(arguments.trace, arguments.policy, json_output=arguments.json, seed=arguments.seed)
-    )
+    print(route_command(arguments.trace, arguments.policy, json_output=arguments.json, seed=arguments.seed))
     return 0
 
 

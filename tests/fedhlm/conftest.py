@@ -11,7 +11,9 @@ from fedtandem.inference.gates import text_gate
 CLASSES = 4
 
 
-def trace_columns(n: int = 2000, seed: int = 0, *, weak: float = 1.5, strong: float = 4.0, clients: int = 20) -> dict:
+def trace_columns(
+    n: int = 2000, seed: int = 0, *, weak: float = 1.5, strong: float = 4.0, clients: int = 20
+) -> dict:
     """A decision is hard for both models or for neither; the SLM is unsure where it is."""
     rng = np.random.default_rng(seed)
     client, label = rng.integers(0, clients, n), rng.integers(0, CLASSES, n)
@@ -56,7 +58,9 @@ def info() -> TraceInfo:
 
 @pytest.fixture
 def build() -> Callable[..., Trace]:
-    def make(n: int = 2000, seed: int = 0, change: dict | None = None, info: TraceInfo = INFO, **how: float) -> Trace:
+    def make(
+        n: int = 2000, seed: int = 0, change: dict | None = None, info: TraceInfo = INFO, **how: float
+    ) -> Trace:
         return make_trace(info, trace_columns(n, seed, **how) | (change or {}))
 
     return make

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from fedtandem import cli
+from fedtandem.algorithms.fedhlm import Settings
 from fedtandem.data.traces import TraceInfo, write_trace
 from fedtandem.evaluation.replay import replay, try_peers
 from fedtandem.evaluation.scored_trace import score_trace
 from fedtandem.federation.calibrate import calibrate, share_of
 from fedtandem.federation.route import route
-from fedtandem.algorithms.fedhlm import Settings
 from fedtandem.inference.policy import policy_from_json
 from fedtandem.inference.routing import CLOUD, LOCAL, PEER
 from fedtandem.inference.threshold import BUILT_IN, Goal
@@ -86,7 +86,11 @@ def test_a_loss_in_points_is_kept(files: Path, capsys):
 
 def test_learning_beats_one_built_in_threshold(files: Path, capsys):
     costs = {}
-    for name, more in {"histogram": [], "gradient": ["--learn", "gradient"], "fixed": ["--learn", "fixed"]}.items():
+    for name, more in {
+        "histogram": [],
+        "gradient": ["--learn", "gradient"],
+        "fixed": ["--learn", "fixed"],
+    }.items():
         words = ["calibrate", files / "cal.parquet", "--price", "0.3", "--output", files / "p.json", *more]
         assert run(*words) == 0
         costs[name] = routed(capsys, files / "test.parquet", "--policy", files / "p.json")["price_cost"]
@@ -141,7 +145,8 @@ def test_other_models_fall_back_and_say_so(files: Path, build, capsys):
     (["--budget", "120%"], 2, "expected a share"), (["--budget", "ten"], 2, "expected a share"),
     ([], 2, "no goal given"), (["--budget", "1%", "--price", "0.1"], 2, "--budget and --price given"),
     (["--price", "3"], 2, "--price 3"), (["--max-loss", "-1"], 2, "--max-loss -1"),
-    (["--price", "0.1", "--measure", "vibes"], 2, "measure = 'vibes'"), (["--price", "0.1", "--audit", "2"], 2, "--audit 2"),
+    (["--price", "0.1", "--measure", "vibes"], 2, "measure = 'vibes'"),
+    (["--price", "0.1", "--audit", "2"], 2, "--audit 2"),
     (["--price", "0.1", "--tau", "4", "--learn", "fixed"], 2, "--tau 4"),
     (["--budget", "10%", "--learn", "gradient"], 2, "knows a price only"),
 ])  # fmt: skip
@@ -206,12 +211,10 @@ def test_only_proven_peers_answer_and_never_a_negated_question(repeated):
 
 
 def test_signatures_fire_on_planted_faults(build):
-    def of(trace, goal=Goal("price", 0.3), **change):
-        from dataclasses import replace
-
-        policy = calibrate(trace, score_trace(trace, "expected"), Settings(goal=goal, audit_rate=1.0, draws=0),
-                           measure="expected").policy  # fmt: skip
-        return {sign.code: sign for sign in route(trace, replace(policy, **change)).signs}
+    def of(trace):
+        settings = Settings(goal=Goal("price", 0.3), audit_rate=1.0, draws=0)
+        policy = calibrate(trace, score_trace(trace, "expected"), settings, measure="expected").policy
+        return {sign.code: sign for sign in route(trace, policy).signs}
 
     healthy = of(build(3000))
     assert not any(healthy[code].alarm for code in ("E1", "E2", "E3", "E7", "E12"))
@@ -242,5 +245,7 @@ def test_signatures_fire_on_planted_faults(build):
         "answer": np.where(rng.random(3000) < position / 30, (build(3000).draft + 1) % 4, build(3000).draft),
     })  # fmt: skip
     scored = score_trace(drifting, "expected", "agreement")
-    policy = calibrate(drifting, scored, Settings(learn="fixed", start=0.98, audit_rate=1.0), measure="expected").policy
+    policy = calibrate(
+        drifting, scored, Settings(learn="fixed", start=0.98, audit_rate=1.0), measure="expected"
+    ).policy
     assert {s.code: s for s in route(drifting, policy).signs}["E5"].alarm

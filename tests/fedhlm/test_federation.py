@@ -36,7 +36,9 @@ def federation(clients, n_edges=4, count=lambda *_: None, faults=None, wrap=lamb
     names = sorted(clients)
     edges = {
         f"e{c}": wrap(
-            Edge(f"e{c}", LocalCarrier({n: clients[n] for n in names[c::n_edges]}, count=count, faults=faults))
+            Edge(
+                f"e{c}", LocalCarrier({n: clients[n] for n in names[c::n_edges]}, count=count, faults=faults)
+            )
         )
         for c in range(n_edges)
     }
@@ -49,7 +51,9 @@ def test_one_round_through_edges_is_the_same_as_one_table():
     for name in done.names:
         u, beta = data(int(name[1:]))
         every.append(count_feedback(u, beta, u > 0.5, u <= 0.5, 1.0))
-    straight = learn_thresholds(stacked(every), done.group, Goal("price", 0.3), np.random.default_rng(0), draws=0)
+    straight = learn_thresholds(
+        stacked(every), done.group, Goal("price", 0.3), np.random.default_rng(0), draws=0
+    )
     np.testing.assert_allclose(done.thresholds.client, straight.client, atol=1e-9)
     assert done.clusters == ("e0", "e1", "e2", "e3")
     assert np.bincount(done.group).tolist() == [5] * 4
@@ -147,7 +151,9 @@ def test_absent_clients_are_left_out_and_nobody_at_all_is_an_error():
 
     done = run_fedhlm(federation(make_clients(), faults=fault), Settings(audit_rate=1.0, draws=0))
     assert set(done.names) == {f"c{k:02d}" for k in range(20)} - lost
-    half = run_fedhlm(federation(make_clients(), faults=fault), Settings(learn="gradient", rounds=3, audit_rate=1.0))
+    half = run_fedhlm(
+        federation(make_clients(), faults=fault), Settings(learn="gradient", rounds=3, audit_rate=1.0)
+    )
     assert len(half.names) == 18
     with pytest.raises(QuorumError, match="no client answered"):
         run_fedhlm(federation(make_clients(), faults=lambda *_: Fault("lost")), Settings())

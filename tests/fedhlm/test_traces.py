@@ -14,7 +14,12 @@ from fedtandem.evaluation.scored_trace import score_trace, uncertainties
 
 def test_a_trace_comes_back_as_it_was(tmp_path: Path, build, repeated):
     full = repeated(60)
-    more = {"slm_ms": np.ones(60), "llm_ms": np.full(60, 2.5), "request_bytes": np.arange(60), "slm_model": ["mine"] * 60}
+    more = {
+        "slm_ms": np.ones(60),
+        "llm_ms": np.full(60, 2.5),
+        "request_bytes": np.arange(60),
+        "slm_model": ["mine"] * 60,
+    }
     for trace in (build(40), make_trace(full.info, full.columns() | more)):
         write_trace(tmp_path / "t.parquet", trace)
         again = read_trace(tmp_path / "t.parquet")

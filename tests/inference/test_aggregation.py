@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtandem.inference.aggregation import AGGREGATORS, capped, clipped, limited, weighted_mean, weighted_median
+from fedtandem.inference.aggregation import (
+    AGGREGATORS,
+    capped,
+    clipped,
+    limited,
+    weighted_mean,
+    weighted_median,
+)
 from fedtandem.inference.clusters import balanced_clusters, random_clusters
 
 reports = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 10)), min_size=1, max_size=12)

@@ -24,9 +24,7 @@ def test_the_tier_is_the_cheapest(beta, rho, wrong, error, cloud_error):
     of = tier_costs(beta, rho, wrong, costs)
     assert of[choose_tier(beta, rho, wrong, costs)] == of.min()
     cloud = 20 + error * cloud_error
-    assert of.tolist() == pytest.approx(
-        [error * beta, 1 + rho * error * wrong + (1 - rho) * cloud, cloud]
-    )
+    assert of.tolist() == pytest.approx([error * beta, 1 + rho * error * wrong + (1 - rho) * cloud, cloud])
 
 
 @given(unit, st.floats(0.1, 50), st.floats(0.1, 50))

@@ -138,7 +138,8 @@ def test_counting_refuses_what_cannot_be():
 @settings(max_examples=30)
 def test_merging_is_associative_and_blind_to_order(clients, random):
     parts = [
-        fully_labelled(np.array([r[0] for r in rows]) / 640, np.array([r[1] for r in rows])) for rows in clients
+        fully_labelled(np.array([r[0] for r in rows]) / 640, np.array([r[1] for r in rows]))
+        for rows in clients
     ]
     whole = stacked(parts).sum()
     nested = stacked([stacked(parts[:2]).sum(), stacked(parts[2:]).sum()]).sum()
@@ -321,7 +322,9 @@ def test_an_impossible_goal_says_what_can_be_had():
     h, _ = make_clients(rng, [800] * 6, [0.0] * 6)
     group = np.repeat([0, 1], 3)
     last = learn_thresholds(h, group, Goal("price", 0.4), rng, draws=0)
-    with pytest.raises(ConfigError, match=r"cannot be had when thresholds move at most 0\.1 a round: .* send [345]"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be had when thresholds move at most 0\.1 a round: .* send [345]"
+    ):
         learn_thresholds(h, group, Goal("share", 0.01), rng, last=last)
     with pytest.raises(ConfigError, match=r"0\.0010 cannot be had .* still 0\.0"):
         learn_thresholds(h, group, Goal("error", 0.001), rng, last=last)

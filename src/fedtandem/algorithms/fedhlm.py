@@ -46,6 +46,10 @@ NOBODY = np.zeros(0)
 COUNT_NAMES = ("tokens", "sent", "sent_beta", "sent_square", "audited", "audited_beta", "audited_square")
 
 
+PARITY = Goal("price", 0.3)
+"""λ of the published reading."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a calibration is.
@@ -64,7 +68,7 @@ class Settings:
     """
 
     learn: Literal["histogram", "line", "gradient", "fixed"] = "histogram"
-    goal: Goal = Goal("price", 0.3)
+    goal: Goal = PARITY
     start: float = START
     audit_rate: float | None = None
     rounds: int = 30
@@ -285,7 +289,9 @@ class _Cloud:
         whole = _together("cloud", round_number, list(replies.values()))
         if not whole.names:
             told = "; ".join(f"{name}: {absence.text}" for name, absence in sorted(answers.absences.items()))
-            raise QuorumError(f"calibration round {round_number}: no client answered. {told or 'The edges have none.'}")
+            raise QuorumError(
+                f"calibration round {round_number}: no client answered. {told or 'The edges have none.'}"
+            )
         for cluster, reply in replies.items():
             self._of |= dict.fromkeys(reply.names, cluster)
         group = [self._clusters.index(self._of[name]) for name in whole.names]
@@ -328,7 +334,7 @@ def _gradient_rounds(
 def _two_levels(
     reports: Floats, weights: Floats, group: npt.NDArray[np.int64], k: int, settings: Settings
 ) -> tuple[Floats, Floats]:
-    volume = np.bincount(group, weights=weights, minlength=k)
+    volume = np.asarray(np.bincount(group, weights=weights, minlength=k), dtype=np.float64)
     full = np.flatnonzero(volume > 0)
     if not len(full):
         return reports, np.full(k, float(reports.mean()))
@@ -401,7 +407,9 @@ def line_fit(table: Histogram) -> float:
     total = whole.sent_beta + whole.audited_beta / whole.audit_rate
     seen = weight > 0
     middle = (np.arange(len(weight)) + 0.5) / len(weight)
-    return fit_line(line_sums(middle[seen], total[seen] / weight[seen], weight[seen])).r2 if seen.any() else 0.0
+    return (
+        fit_line(line_sums(middle[seen], total[seen] / weight[seen], weight[seen])).r2 if seen.any() else 0.0
+    )
 
 
 def make_policy(
@@ -414,7 +422,9 @@ def make_policy(
     def interval(ends: Floats) -> tuple[float, float] | None:
         return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
 
-    def entry(tau: float, ends: Floats, source: str, h: Histogram, members: Sequence[int], cluster: str = "") -> Entry:
+    def entry(
+        tau: float, ends: Floats, source: str, h: Histogram, members: Sequence[int], cluster: str = ""
+    ) -> Entry:
         models = tuple(sorted({calibration.models[i] for i in members}))
         return Entry(
             float(tau), interval(ends), source, round(float(h.audits)), round(float(h.labelled)),

@@ -26,6 +26,7 @@ the size of the vocabulary and how drafts were made.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,18 +163,25 @@ def _typed(name: str, column: Any, where: str) -> Array:
         if name in ("position", "draft", "answer", "label", "request_bytes"):
             values = np.asarray(column)
             if values.dtype.kind == "f":
-                whole = np.nan_to_num(values, nan=-1)
-                if name != "label" and (np.isnan(values).any() or (whole != np.round(whole)).any()):
-                    row = int(np.argmax(np.isnan(values) | (whole != np.round(whole))))
-                    raise DataError(f"{where}, row {row}: {name} = {values[row]}; expected a whole number." + (
-                        " A decision without the cloud's answer cannot be replayed: leave it out." if name == "answer" else ""))  # fmt: skip
-                values = whole
+                values = _whole_numbers(name, values, where)
             return values.astype(np.int64)
         if name in ("slm_ids", "llm_ids"):
             return np.asarray(column, dtype=np.int32)
         return np.asarray(column, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: column {name!r} cannot be read: {error}.") from error
+
+
+def _whole_numbers(name: str, values: Array, where: str) -> Array:
+    """Floats that hold whole numbers; only a label may be missing."""
+    bad = np.isnan(values) if name != "label" else np.zeros(len(values), dtype=bool)
+    filled = np.nan_to_num(values, nan=-1)
+    bad |= filled != np.round(filled)
+    expected = "a whole number"
+    if name == "answer":
+        expected += "; a decision without the cloud's answer cannot be replayed: leave it out"
+    _refuse(bad, values, name, where, expected)
+    return filled
 
 
 def _check(trace: Trace, where: str) -> None:
@@ -191,13 +199,17 @@ def _check(trace: Trace, where: str) -> None:
         high = np.inf if name.endswith("_ms") else 1.0
         _refuse(~((column >= 0) & (column <= high)), column, name, where, f"a number in [0, {high:g}]")
     if trace.slm_probs is None and trace.uncertainty is None:
-        raise DataError(f"{where} has neither slm_ids and slm_probs nor uncertainty: nothing says how unsure the SLM was.")
+        raise DataError(
+            f"{where} has neither slm_ids and slm_probs nor uncertainty: nothing says how unsure the SLM was."
+        )
     if (trace.slm_score is None) != (trace.llm_score is None):
         raise DataError(f"{where} has one of slm_score and llm_score; give both or neither.")
     if trace.embedding is not None:
         if trace.embedding.ndim != 2 or trace.embedding.shape[1] == 0:
             raise DataError(f"{where}: embedding has the shape {trace.embedding.shape}; expected (N, D).")
-        _refuse(~np.isfinite(trace.embedding).all(axis=1), trace.embedding, "embedding", where, "finite numbers")
+        _refuse(
+            ~np.isfinite(trace.embedding).all(axis=1), trace.embedding, "embedding", where, "finite numbers"
+        )
     if trace.context is not None:
         bad = np.array([not _is_context(str(value)) for value in trace.context])
         _refuse(bad, trace.context, "context", where, "32 hex digits (inference.gates.text_gate(...).hex())")
@@ -212,7 +224,9 @@ def _check_law(
     if ids is None or probs is None:
         return
     if ids.ndim != 2 or ids.shape != probs.shape or ids.shape[1] == 0:
-        raise DataError(f"{where}: {ids_name} {ids.shape} and {probs_name} {probs.shape}; expected the same (N, K).")
+        raise DataError(
+            f"{where}: {ids_name} {ids.shape} and {probs_name} {probs.shape}; expected the same (N, K)."
+        )
     _refuse(~np.isfinite(probs).all(axis=1), probs, probs_name, where,
             "finite probabilities; NaN comes from diverged or half-precision logits")  # fmt: skip
     _refuse((probs < 0).any(axis=1) | (probs.sum(axis=1, dtype=np.float64) > 1.001), probs, probs_name, where,
@@ -226,16 +240,18 @@ def _check_law(
 def _check_names(trace: Trace, where: str) -> None:
     _refuse(trace.client == "", trace.client, "client", where, "a name")
     pairs = sorted(set(zip(trace.client.tolist(), trace.cluster.tolist(), strict=True)))
-    for (one, first), (other, second) in zip(pairs, pairs[1:], strict=False):
+    for (one, first), (other, second) in pairwise(pairs):
         if one == other:
-            raise DataError(f"{where}: client {one!r} is in the clusters {first!r} and {second!r}; give it one.")
+            raise DataError(
+                f"{where}: client {one!r} is in the clusters {first!r} and {second!r}; give it one."
+            )
 
 
 def _is_context(value: str) -> bool:
     return len(value) == 32 and all(letter in "0123456789abcdef" for letter in value)
 
 
-def _refuse(bad: Array, column: Array, name: str, where: str, expected: str) -> None:
+def _refuse(bad: Any, column: Array, name: str, where: str, expected: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         shown = str(np.asarray(column[row]).tolist())
@@ -283,14 +299,17 @@ def read_trace(path: Path) -> Trace:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     info = _info((table.schema.metadata or {}).get(KEY), str(path))
-    columns = {name: _column(table.column(name).combine_chunks(), name, str(path)) for name in table.column_names}
+    columns = {
+        name: _column(table.column(name).combine_chunks(), name, str(path)) for name in table.column_names
+    }
     return make_trace(info, columns, where=str(path))
 
 
 def _info(told: bytes | None, where: str) -> TraceInfo:
     if told is None:
         raise DataError(
-            f"{where} is Parquet, but no trace: its metadata holds no {KEY.decode()}. Write it with data.traces.write_trace."
+            f"{where} is Parquet, but no trace: its metadata holds no {KEY.decode()}. "
+            "Write it with data.traces.write_trace."
         )
     try:
         values = json.loads(told)
@@ -316,10 +335,18 @@ def _column(column: Any, name: str, where: str) -> Array | Sequence[Any]:
         column = column.dictionary_decode()
     if column.null_count and name != "label":
         row = column.is_null().to_pylist().index(True)
-        hint = " A decision without the cloud's answer cannot be replayed: leave it out." if name == "answer" else ""
-        raise DataError(f"{where}, row {row}: {name} is missing, as in {column.null_count} of {len(column)} rows.{hint}")
+        hint = (
+            " A decision without the cloud's answer cannot be replayed: leave it out."
+            if name == "answer"
+            else ""
+        )
+        raise DataError(
+            f"{where}, row {row}: {name} is missing, as in {column.null_count} of {len(column)} rows.{hint}"
+        )
     if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-        lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False)) if len(column) else np.array([1])
+        lengths = (
+            np.unique(column.value_lengths().to_numpy(zero_copy_only=False)) if len(column) else np.array([1])
+        )
         if len(lengths) != 1:
             raise DataError(f"{where}: the lists of {name} are of {len(lengths)} lengths; a column has one.")
         flat = column.flatten().to_numpy(zero_copy_only=False)

@@ -5,6 +5,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+NO_GAP = 1e-12
+"""Sums round differently in another order; less than this is no difference between two models."""
+
 
 def quality_curve(rank: Floats, slm_score: Floats, llm_score: Floats) -> Floats:
     """Mean quality when the j highest-ranked decisions go to the LLM, for j = 0..N.
@@ -22,7 +25,8 @@ def quality_curve(rank: Floats, slm_score: Floats, llm_score: Floats) -> Floats:
     ranked, gain = rank[order], (llm_score - slm_score)[order]
     _, first, count = np.unique(-ranked, return_index=True, return_counts=True)
     gain = np.repeat(np.add.reduceat(gain, first) / count, count)
-    return (slm_score.sum() + np.concatenate([[0.0], np.cumsum(gain)])) / len(rank)
+    total = slm_score.sum() + np.concatenate([[0.0], np.cumsum(gain)])
+    return np.asarray(total / len(rank))
 
 
 def oracle_curve(slm_score: Floats, llm_score: Floats) -> Floats:
@@ -45,13 +49,13 @@ def pgr(quality: float, slm: float, llm: float) -> float:
 
     Source: RouteLLM, arXiv:2406.18665.
     """
-    return (quality - slm) / (llm - slm) if llm != slm else float("nan")
+    return (quality - slm) / (llm - slm) if abs(llm - slm) >= NO_GAP else float("nan")
 
 
 def apgr(curve: Floats) -> float:
     """The area under PGR over the share of calls: 0.5 is chance, NaN without a gap."""
     gap = curve[-1] - curve[0]
-    if gap == 0:
+    if abs(gap) < NO_GAP:
         return float("nan")
     recovered = (curve - curve[0]) / gap
     return float((recovered[1:] + recovered[:-1]).sum() / 2 / (len(curve) - 1))
@@ -65,7 +69,7 @@ def calls_for(curve: Floats, quality: float) -> float:
 
 def calls_for_pgr(curve: Floats, share_of_gap: float) -> float:
     """CPT(x): the smallest share of calls that recovers this share of the gap; NaN without a gap to recover."""
-    if curve[-1] <= curve[0]:
+    if curve[-1] - curve[0] < NO_GAP:
         return float("nan")
     return calls_for(curve, float(curve[0] + share_of_gap * (curve[-1] - curve[0])))
 

@@ -61,7 +61,9 @@ def score_trace(trace: Trace, measure: str, feedback: Feedback = "auto") -> Scor
         beta = (trace.draft != trace.answer).astype(np.float64)
     elif kind == "quality":
         if slm is None or llm is None or not known.all():
-            raise ConfigError("feedback = quality needs a label, or slm_score and llm_score, in every row of the trace.")
+            raise ConfigError(
+                "feedback = quality needs a label, or slm_score and llm_score, in every row of the trace."
+            )
         beta = llm - slm
     else:
         raise ConfigError(f"feedback = {feedback!r}; choose auto, probabilities, agreement or quality.")
@@ -107,7 +109,9 @@ def default_measure(trace: Trace) -> str:
 
 def _rejections(trace: Trace) -> Floats:
     if trace.llm_probs is None or trace.llm_ids is None:
-        raise ConfigError("feedback = probabilities, but the trace recorded no law of the LLM; use agreement.")
+        raise ConfigError(
+            "feedback = probabilities, but the trace recorded no law of the LLM; use agreement."
+        )
     p = _of_draft(trace.llm_ids, trace.llm_probs, trace.draft)
     if trace.info.draft == "greedy":
         return np.clip(1 - p, 0, 1)

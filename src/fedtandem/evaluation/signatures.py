@@ -91,7 +91,10 @@ def _runaway(case: Case) -> Sign:
     mean, share = float(least_sure.mean()), 1 - float(kept.mean())
     error = 1.96 * float(least_sure.std()) / len(least_sure) ** 0.5
     alarm = share < 0.05 and mean - error > case.policy.price
-    told = f"the least sure tenth of the kept is refused with {mean:.3f} (price {case.policy.price:.3f}) while {share:.1%} are sent"
+    told = (
+        f"the least sure tenth of the kept is refused with {mean:.3f} (price {case.policy.price:.3f}) while "
+        f"{share:.1%} are sent"
+    )
     return Sign("E2", mean, alarm, told)
 
 
@@ -119,7 +122,12 @@ def _drift(case: Case) -> Sign:
     slope = float((centred * y).sum() / (centred**2).sum())
     rest = y - y.mean() - slope * centred
     error = float(np.sqrt((rest**2).sum() / (len(x) - 2) / (centred**2).sum()))
-    return Sign("E5", slope, slope - 1.96 * error > 0, f"β changes by {slope:+.4f} (± {1.96 * error:.4f}) a token since the last call")
+    return Sign(
+        "E5",
+        slope,
+        slope - 1.96 * error > 0,
+        f"β changes by {slope:+.4f} (± {1.96 * error:.4f}) a token since the last call",
+    )
 
 
 def _since_verified(case: Case) -> npt.NDArray[np.int64]:
@@ -141,7 +149,12 @@ def _false_hits(case: Case) -> Sign:
     if n == 0:
         return _unknown("E6", "peers answered nothing")
     low = float(wilson(int(case.replay.served_right.sum()), n)[0])
-    return Sign("E6", low, low < PRECISION, f"precision of {n} peer answers at least {low:.3f} (95 %, limit {PRECISION})")
+    return Sign(
+        "E6",
+        low,
+        low < PRECISION,
+        f"precision of {n} peer answers at least {low:.3f} (95 %, limit {PRECISION})",
+    )
 
 
 def _stale(case: Case) -> Sign:
@@ -152,7 +165,12 @@ def _stale(case: Case) -> Sign:
 
 def _only_knn(case: Case) -> Sign:
     trace, tier = case.trace, case.replay.tier
-    if not (tier == PEER).any() or trace.embedding is None or trace.label is None or case.replay.score is None:
+    if (
+        not (tier == PEER).any()
+        or trace.embedding is None
+        or trace.label is None
+        or case.replay.score is None
+    ):
         return _unknown("E8", "peers answered nothing, or texts have no label")
     called, asked = tier == CLOUD, tier == PEER
     if not called.any():
@@ -161,7 +179,12 @@ def _only_knn(case: Case) -> Sign:
     with_knn = case.replay.score.copy()
     with_knn[asked] = guess == trace.label[asked]
     gap = float(case.replay.score.mean() - with_knn.mean())
-    return Sign("E8", gap, gap < 0.005, f"plain nearest neighbours in their place: {-100 * gap:+.2f} points (limit −0.50)")
+    return Sign(
+        "E8",
+        gap,
+        gap < 0.005,
+        f"plain nearest neighbours in their place: {-100 * gap:+.2f} points (limit −0.50)",
+    )
 
 
 def _bad_clusters(case: Case) -> Sign:
@@ -188,14 +211,14 @@ def _bad_clusters(case: Case) -> Sign:
 
     generator = np.random.default_rng(0)
     mine = cost(group)
-    lots = float(np.mean([cost(random_clusters(len(names), k, generator)) for _ in range(RANDOM_CLUSTERINGS)]))
+    lots = float(
+        np.mean([cost(random_clusters(len(names), k, generator)) for _ in range(RANDOM_CLUSTERINGS)])
+    )
     told = f"cost {mine:.4f}, random clusters {lots:.4f}"
     if case.trace.label is not None and (case.trace.label >= 0).all():
         classes = int(case.trace.label.max()) + 1
-        shares = np.stack([
-            np.bincount(case.trace.label[case.trace.client == name], minlength=classes) / (case.trace.client == name).sum()
-            for name in names
-        ])  # fmt: skip
+        of = [case.trace.label[case.trace.client == name] for name in names]
+        shares = np.stack([np.bincount(labels, minlength=classes) / len(labels) for labels in of])
         told += f", clusters by label {cost(balanced_clusters(shares, k, generator)):.4f}"
     return Sign("E9", lots - mine, mine >= lots, told)
 
@@ -214,7 +237,12 @@ def _slower_than_cloud(case: Case) -> Sign:
     # A cloud that streams pays the way once; a cloud that is asked for each decision pays it each time.
     alone = float(trace.llm_ms.mean()) + (0.0 if streams else RTT_MS)
     ratio = alone / hybrid
-    return Sign("E11", ratio, ratio < 1, f"{ratio:.2f} times the speed of the cloud alone at {RTT_MS:.0f} ms ({1000 / hybrid:.1f} a second)")
+    return Sign(
+        "E11",
+        ratio,
+        ratio < 1,
+        f"{ratio:.2f} times the speed of the cloud alone at {RTT_MS:.0f} ms ({1000 / hybrid:.1f} a second)",
+    )
 
 
 def _no_routing(case: Case) -> Sign:
@@ -243,7 +271,10 @@ def _liars(case: Case) -> Sign:
                 reports[-f:] = lie
             shift = abs(weighted_median(reports, np.ones(len(tau))) - honest)
             if shift >= worst:
-                worst, told = shift, f"{f} of {len(tau)} liars in {name} move its median by {shift:.3f} (limit 0.050)"
+                worst, told = (
+                    shift,
+                    f"{f} of {len(tau)} liars in {name} move its median by {shift:.3f} (limit 0.050)",
+                )
     return Sign("E13", worst, worst > 0.05, told) if told else _unknown("E13", "no cluster has three clients")
 
 
@@ -252,7 +283,12 @@ def _dear_uncertainty(case: Case) -> Sign:
         return _unknown("E14", "slm_ms is not recorded")
     slm = float(case.trace.slm_ms.mean())
     share = case.uncertainty_ms / slm if slm > 0 else float("inf")
-    return Sign("E14", share, share > 0.05, f"{case.uncertainty_ms:.4f} ms a decision, {share:.1%} of the SLM's time (limit 5 %)")
+    return Sign(
+        "E14",
+        share,
+        share > 0.05,
+        f"{case.uncertainty_ms:.4f} ms a decision, {share:.1%} of the SLM's time (limit 5 %)",
+    )
 
 
 _CHECKS: tuple[Callable[[Case], Sign], ...] = (

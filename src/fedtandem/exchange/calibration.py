@@ -110,7 +110,8 @@ class CalibrationReply:
         header["models"] = [text for pair in pairs for text in pair]
         place = {pair: i for i, pair in enumerate(pairs)}
         arrays: dict[str, Array] = {
-            name: _f4(getattr(self, name)) for name in ("tokens", "skipped", "tau", "labelled", "counts", "sums")
+            name: _f4(getattr(self, name))
+            for name in ("tokens", "skipped", "tau", "labelled", "counts", "sums")
         }
         arrays["model"] = np.array([place[pair] for pair in self.models], dtype=np.int32)
         return seal("calibrate", "calibration_reply", self.round, header, arrays)
@@ -154,11 +155,18 @@ def _counts(read: Reader, c: int) -> Floats:
     counts = counts.reshape(-1, N_COUNTS, N_BINS)
     tokens, sent, sent_beta, sent_square, audited, audited_beta, audited_square = counts.transpose(1, 0, 2)
     # Single precision rounds the sums: a thousandth of slack.
-    good = (tokens >= 0).all() and (sent >= 0).all() and (audited >= 0).all() and (sent + audited <= tokens).all()
+    good = (
+        (tokens >= 0).all()
+        and (sent >= 0).all()
+        and (audited >= 0).all()
+        and (sent + audited <= tokens).all()
+    )
     for n, total, square in ((sent, sent_beta, sent_square), (audited, audited_beta, audited_square)):
         good = good and (np.abs(total) <= 1.001 * n).all() and ((square >= 0) & (square <= 1.001 * n)).all()
     if not good:
-        raise read.refuse("counts", "contradictory", "labels not above tokens, and |Σβ| and Σβ² not above labels")
+        raise read.refuse(
+            "counts", "contradictory", "labels not above tokens, and |Σβ| and Σβ² not above labels"
+        )
     return counts
 
 

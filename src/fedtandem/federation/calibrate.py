@@ -17,7 +17,7 @@ from fedtandem.federation.local import LocalCarrier
 from fedtandem.inference.policy import Policy, policy_to_json
 from fedtandem.inference.routing import is_sent
 from fedtandem.inference.similarity import calibrate_similarity
-from fedtandem.inference.threshold import Goal
+from fedtandem.inference.threshold import MIN_AUDITS, Goal
 
 AUDIT_KEY = b"fedtandem calibrate"
 """A replay hides its draw from nobody; a deployment has a secret of its own."""
@@ -90,7 +90,7 @@ def settings_of(request: CalibrateRequest) -> Settings:
         goal = Goal("price", 0.3)
     elif len(given) != 1:
         raise ConfigError(
-            f"{'no goal' if not given else ' and '.join('--' + name.replace('_', '-') for name in given)} given; say one "
+            f"{' and '.join('--' + name.replace('_', '-') for name in given) or 'no goal'} given; say one "
             "of --budget 10%, --max-loss 0.5 (points) or --price 0.05 (a call over an error)."
         )
     elif request.budget is not None:
@@ -102,7 +102,9 @@ def settings_of(request: CalibrateRequest) -> Settings:
     else:
         price = float(request.price or 0.0)
         if not 0 <= price <= 1:
-            raise ConfigError(f"--price {price:g}; expected the price of a call over the price of an error, 0 to 1.")
+            raise ConfigError(
+                f"--price {price:g}; expected the price of a call over the price of an error, 0 to 1."
+            )
         goal = Goal("price", price)
     if request.learn not in ("histogram", "line", "gradient", "fixed"):
         raise ConfigError(f"--learn {request.learn}; choose histogram, line, gradient or fixed.")
@@ -117,7 +119,7 @@ def settings_of(request: CalibrateRequest) -> Settings:
 
 
 def share_of(text: str) -> float:
-    """"10%" or "0.1" as a share.
+    """ "10%" or "0.1" as a share.
 
     Raises:
         ConfigError: neither.
@@ -162,10 +164,13 @@ def calibrate(trace: Trace, scored: Scored, settings: Settings, *, measure: str)
     edges = {}
     for cluster in np.unique(trace.cluster):
         clients = {
-            str(name): _client(trace, scored, str(name)) for name in np.unique(trace.client[trace.cluster == cluster])
+            str(name): _client(trace, scored, str(name))
+            for name in np.unique(trace.client[trace.cluster == cluster])
         }
         edges[str(cluster) or "all"] = Edge(
-            str(cluster) or "all", LocalCarrier(clients, count=counting("clients and edges")), settings.deadline_s
+            str(cluster) or "all",
+            LocalCarrier(clients, count=counting("clients and edges")),
+            settings.deadline_s,
         )
     done = run_fedhlm(LocalCarrier(edges, count=counting("edges and cloud")), settings)
     similarity = None
@@ -182,7 +187,13 @@ def _client(trace: Trace, scored: Scored, name: str) -> ThresholdClient:
     mine = np.flatnonzero(trace.client == name)
     models = Counter(trace.rows(mine).models()).most_common(1)[0][0]
     return ThresholdClient(
-        name, models, scored.u[mine], scored.beta[mine], trace.session[mine].tolist(), trace.position[mine], AUDIT_KEY
+        name,
+        models,
+        scored.u[mine],
+        scored.beta[mine],
+        trace.session[mine].tolist(),
+        trace.position[mine],
+        AUDIT_KEY,
     )
 
 
@@ -205,7 +216,8 @@ def _in_words(done: Calibrated, output: Path) -> str:
     policy, names = done.policy, done.calibration.names
     everyone = policy.overall
     lines = [
-        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in {len(policy.clusters)} clusters",
+        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
+        f"{len(policy.clusters)} clusters",
         f"at most {policy.share:.1%} of calls, at most {100 * policy.error:.2f} points of error let through "
         f"({policy.feedback}), at a price of {policy.price:.3f}",
         f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
@@ -217,19 +229,26 @@ def _in_words(done: Calibrated, output: Path) -> str:
     lines += [_scope_line(name, entry) for name, entry in shown]
     if len(shown) < len(ranked):
         lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
+    if everyone.audits < MIN_AUDITS and everyone.labelled < everyone.tokens:
+        lines.append(
+            f"WARNING: {everyone.audits} audits in all, fewer than {MIN_AUDITS}: nobody knows how often kept "
+            "answers are wrong. Raise --audit."
+        )
     if policy.similarity is not None:
         s = policy.similarity
         lines.append(
             f"peers: similarity from {s['delta']:.3f}, {s['audits']} audited answers, precision at least "
-            f"{s['lower_bound']:.3f} (95 %): " + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
+            f"{s['lower_bound']:.3f} (95 %): "
+            + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
         )
-    moved = ", ".join(f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up)
+    moved = ", ".join(
+        f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up
+    )
     lines.append(f"bytes: {moved}")
     return "\n".join(lines)
 
 
 def _scope_line(name: str, entry: Any) -> str:
     ends = f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" if entry.interval else "none"
-    return (
-        f"{name:<22}{entry.tau:>7.3f}  {ends:<17}{entry.audits:>8,}{entry.labelled:>10,}{entry.tokens:>9,}  {entry.source}"
-    )
+    counts = f"{entry.audits:>8,}{entry.labelled:>10,}{entry.tokens:>9,}"
+    return f"{name:<22}{entry.tau:>7.3f}  {ends:<17}{counts}  {entry.source}"

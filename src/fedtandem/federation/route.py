@@ -151,7 +151,12 @@ def _quality(
     if scored.slm_score is None or scored.llm_score is None or played.score is None:
         return None
     known = scored.known
-    slm, llm, routed, u = scored.slm_score[known], scored.llm_score[known], played.score[known], scored.u[known]
+    slm, llm, routed, u = (
+        scored.slm_score[known],
+        scored.llm_score[known],
+        played.score[known],
+        scored.u[known],
+    )
     groups = np.unique(groups[known], return_inverse=True)[1]
     figures = np.stack([routed, llm - routed, llm - slm], axis=1)
     drawn = bootstrap_means(figures, groups, generator)
@@ -169,17 +174,16 @@ def _quality(
     )  # fmt: skip
 
 
-def _sentence(
-    quality: Quality | None, calls: float, interval: tuple[float, float], found: list[Sign]
-) -> str:
+def _sentence(quality: Quality | None, calls: float, interval: tuple[float, float], found: list[Sign]) -> str:
     most = f"at most {interval[1]:.1%} of calls go to the cloud (measured {calls:.1%})"
     if quality is None:
         return f"{most}; what that loses cannot be told, since the trace records no truth."
     if found[0].alarm:
         low, high = quality.gap_interval
         return (
-            f"No savings are claimed: the cloud is not reliably better than the SLM here ({100 * (quality.llm - quality.slm):+.2f} "
-            f"points, {100 * low:+.2f} to {100 * high:+.2f}), so calls buy nothing and leaving them out saves nothing."
+            "No savings are claimed: the cloud is not reliably better than the SLM here "
+            f"({100 * (quality.llm - quality.slm):+.2f} points, {100 * low:+.2f} to {100 * high:+.2f}), so "
+            "calls buy nothing and leaving them out saves nothing."
         )
     low, high = quality.loss_interval
     return f"{most} and you lose {100 * quality.loss:.2f} points ({100 * low:+.2f} to {100 * high:+.2f})."
@@ -247,6 +251,7 @@ def _share(value: float) -> str:
 
 def _goal(policy: Policy) -> str:
     kind, value = policy.goal["kind"], float(policy.goal["value"])
-    return {"share": f"at most {value:.1%} of calls", "error": f"a loss of at most {100 * value:g} points"}.get(
-        kind, f"a price of {value:g}"
-    )
+    return {
+        "share": f"at most {value:.1%} of calls",
+        "error": f"a loss of at most {100 * value:g} points",
+    }.get(kind, f"a price of {value:g}")

@@ -25,7 +25,9 @@ def balanced_clusters(
     """
     x = np.asarray(points, dtype=np.float64)
     if x.ndim != 2 or not 1 <= k <= len(x) or not np.isfinite(x).all():
-        raise ValueError(f"points of the shape {x.shape} in {k} clusters; expected finite (C, D) and 1 <= k <= C.")
+        raise ValueError(
+            f"points of the shape {x.shape} in {k} clusters; expected finite (C, D) and 1 <= k <= C."
+        )
     best, least = np.zeros(len(x), dtype=np.int64), np.inf
     for _ in range(restarts):
         centres = _spread_start(x, k, generator)

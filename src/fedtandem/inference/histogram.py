@@ -7,8 +7,9 @@ Only sent and audited tokens get a β. Their counts are kept apart, because nois
 audits are weighted, and so that counts of many clients simply add up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class Histogram:
         """A stack (C, ..., 64) added up over C."""
         return self._each(lambda a: a.sum(axis=0))
 
-    def __getitem__(self, index: object) -> "Histogram":
+    def __getitem__(self, index: Any) -> "Histogram":
         """Part of a stack."""
         return self._each(lambda a: a[index])
 
@@ -57,7 +58,7 @@ class Histogram:
         """Every count of the c-th of a stack times factor[c]."""
         return self._each(lambda a: a * factor[..., None])
 
-    def _each(self, change) -> "Histogram":  # type: ignore[no-untyped-def]
+    def _each(self, change: Callable[[Floats], Floats]) -> "Histogram":
         return Histogram(
             **{name: change(array) for name, array in self.arrays().items()}, audit_rate=self.audit_rate
         )
@@ -65,12 +66,12 @@ class Histogram:
     @property
     def labelled(self) -> Floats:
         """Tokens whose β is known, (...)."""
-        return (self.sent + self.audited).sum(axis=-1)
+        return np.asarray((self.sent + self.audited).sum(axis=-1))
 
     @property
     def audits(self) -> Floats:
         """Skipped tokens whose β is known, (...)."""
-        return self.audited.sum(axis=-1)
+        return np.asarray(self.audited.sum(axis=-1))
 
 
 def bin_of(u: npt.ArrayLike) -> Ints:
@@ -168,7 +169,7 @@ def best_bin(tokens: Floats, beta: Floats, price: npt.ArrayLike) -> Ints:
     # Against j = 0, taking bin b back from the LLM costs N_b (β̄_b - λ).
     steps = tokens * (beta - np.asarray(price, dtype=np.float64)[..., None])
     start = np.zeros((*steps.shape[:-1], 1))
-    return np.argmin(np.concatenate([start, np.cumsum(steps, axis=-1)], axis=-1), axis=-1)
+    return np.asarray(np.argmin(np.concatenate([start, np.cumsum(steps, axis=-1)], axis=-1), axis=-1))
 
 
 def bin_for_share(tokens: Floats, share: float) -> int:

@@ -89,8 +89,13 @@ class Policy:
         elif models in entry.models:
             return Resolved(entry.tau, "client", "")
         else:
-            reasons.append(f"{client}'s threshold was made for {_named(entry.models)}, not for {_named((models,))}")
-        for scope, name, wider in (("cluster", cluster, self.clusters.get(cluster)), ("global", "all", self.overall)):
+            reasons.append(
+                f"{client}'s threshold was made for {_named(entry.models)}, not for {_named((models,))}"
+            )
+        for scope, name, wider in (
+            ("cluster", cluster, self.clusters.get(cluster)),
+            ("global", "all", self.overall),
+        ):
             if wider is None:
                 reasons.append(f"cluster {name!r} is not in the policy")
             elif models in wider.models:
@@ -109,7 +114,10 @@ def policy_to_json(policy: Policy) -> str:
     """The policy as readable JSON, one line per entry."""
     whole = asdict(policy)
     clusters, clients = whole.pop("clusters"), whole.pop("clients")
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(whole[key])}" for key in ("version", *sorted(set(whole) - {"version"})))
+    head = ",\n".join(
+        f" {json.dumps(key)}: {json.dumps(whole[key])}"
+        for key in ("version", *sorted(set(whole) - {"version"}))
+    )
     parts = [head]
     for key, entries in (("clusters", clusters), ("clients", clients)):
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entries[name])}" for name in sorted(entries))
@@ -134,7 +142,9 @@ def policy_from_json(text: str, where: str) -> Policy:
         raise ConfigError(f"{where} is no JSON: {error}. {mend}") from error
     if not isinstance(whole, dict) or whole.get("version") != VERSION:
         found = whole.get("version") if isinstance(whole, dict) else type(whole).__name__
-        raise ConfigError(f"{where}: version = {found}; this program reads policies of version {VERSION}. {mend}")
+        raise ConfigError(
+            f"{where}: version = {found}; this program reads policies of version {VERSION}. {mend}"
+        )
     try:
         return Policy(
             measure=str(whole["measure"]), feedback=str(whole["feedback"]), learn=str(whole["learn"]),

@@ -61,7 +61,9 @@ def tier_costs(
     Returns:
         (..., 3): local, peer, cloud.
     """
-    b, rho, wrong = np.broadcast_arrays(*(np.asarray(a, dtype=np.float64) for a in (beta, hit_rate, peer_error)))
+    b, rho, wrong = np.broadcast_arrays(
+        *(np.asarray(a, dtype=np.float64) for a in (beta, hit_rate, peer_error))
+    )
     local = costs.local + costs.error * b
     cloud = np.full_like(local, costs.cloud + costs.error * costs.cloud_error)
     peer = costs.peer + rho * costs.error * wrong + (1 - rho) * cloud
@@ -72,4 +74,4 @@ def choose_tier(
     beta: npt.ArrayLike, hit_rate: npt.ArrayLike, peer_error: npt.ArrayLike, costs: Costs
 ) -> Ints:
     """The cheapest tier; at equal cost the nearer one. (...) of LOCAL, PEER, CLOUD."""
-    return np.argmin(tier_costs(beta, hit_rate, peer_error, costs), axis=-1)
+    return np.asarray(np.argmin(tier_costs(beta, hit_rate, peer_error, costs), axis=-1))

@@ -58,7 +58,9 @@ def calibrate_similarity(
     """
     cosine, good = np.asarray(similarity, dtype=np.float64), np.asarray(right, dtype=bool)
     if cosine.shape != good.shape or not np.isfinite(cosine).all():
-        raise ValueError(f"similarities {cosine.shape} and audits {good.shape}; expected finite (N,) and (N,).")
+        raise ValueError(
+            f"similarities {cosine.shape} and audits {good.shape}; expected finite (N,) and (N,)."
+        )
     order = np.argsort(-cosine, kind="stable")
     ranked = cosine[order]
     bound, _ = wilson(np.cumsum(good[order]), np.arange(1, len(order) + 1))

@@ -157,7 +157,9 @@ def fixed_thresholds(
 def _tables(clients: Histogram, group: Ints, n_clusters: int | None) -> _Tables:
     c = len(clients.tokens)
     if group.shape != (c,) or c == 0:
-        raise ValueError(f"{c} clients with clusters of the shape {group.shape}; expected at least one, and (C,).")
+        raise ValueError(
+            f"{c} clients with clusters of the shape {group.shape}; expected at least one, and (C,)."
+        )
     k = int(group.max()) + 1 if n_clusters is None else n_clusters
     volume = clients.tokens.sum(axis=-1)
     # Counts of a client that claims too much are scaled down as a whole; its rates stay what they are.
@@ -237,8 +239,8 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
         least = _solve(t, high, last).share
         if least > goal.value:
             raise ConfigError(
-                f"at most {goal.value:.2%} of calls cannot be had{bound}: even the highest thresholds send {least:.2%}. "
-                "Ask for more calls."
+                f"at most {goal.value:.2%} of calls cannot be had{bound}: even the highest thresholds send "
+                f"{least:.2%}. Ask for more calls."
             )
         if _solve(t, low, last).share <= goal.value:
             return low
@@ -260,9 +262,7 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
     return low
 
 
-def _with_intervals(
-    result: Thresholds, t: _Tables, generator: np.random.Generator, draws: int
-) -> Thresholds:
+def _with_intervals(result: Thresholds, t: _Tables, generator: np.random.Generator, draws: int) -> Thresholds:
     """Every scope's bins redrawn, then blended as the thresholds were."""
 
     def own(h: Histogram) -> Floats:
@@ -273,7 +273,9 @@ def _with_intervals(
 
     overall = own(t.overall)
     v, w = _trust(t.clusters), _trust(t.clients)
-    cluster = np.stack([v[c] * own(t.clusters[c]) + (1 - v[c]) * overall if v[c] > 0 else overall for c in range(len(v))])
+    cluster = np.stack(
+        [v[c] * own(t.clusters[c]) + (1 - v[c]) * overall if v[c] > 0 else overall for c in range(len(v))]
+    )
     client = np.stack([
         w[k] * own(t.clients[k]) + (1 - w[k]) * cluster[t.group[k]] if w[k] > 0 else cluster[t.group[k]]
         for k in range(len(w))
