@@ -390,6 +390,7 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="all (default): learn from every recorded answer; auto or 1%%: see only what a deployment would",
     )
+    parser.add_argument("--clusters", type=int, metavar="K", help="group clients anew, by mean embedding")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of --learn gradient")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
@@ -410,6 +411,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         audit=arguments.audit,
         rounds=arguments.rounds,
         tau=arguments.tau,
+        clusters=arguments.clusters,
         seed=arguments.seed,
     )
     print(calibrate_command(request, json_output=arguments.json))

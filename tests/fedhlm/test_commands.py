@@ -15,6 +15,7 @@ from fedtandem.federation.calibrate import calibrate, share_of
 from fedtandem.federation.route import route
 from fedtandem.inference.policy import policy_from_json
 from fedtandem.inference.routing import CLOUD, LOCAL, PEER
+from fedtandem.inference.similarity import wilson
 from fedtandem.inference.threshold import BUILT_IN, Goal
 
 
@@ -156,6 +157,30 @@ def test_a_goal_that_makes_no_sense_writes_nothing(files: Path, capsys, words, c
     assert not (files / "p.json").exists()
 
 
+def test_clients_are_grouped_anew_by_what_they_write_about(tmp_path: Path, build, capsys):
+    rng = np.random.default_rng(0)
+    trace = build(2000)
+    topic = np.array([int(name[1:]) % 5 // 3 for name in trace.client])  # not the trace's edges: c % 4
+    write_trace(
+        tmp_path / "t.parquet", build(2000, 0, {"embedding": rng.normal(size=(2000, 4)) + 3 * topic[:, None]})
+    )
+    words = ["calibrate", tmp_path / "t.parquet", "--price", "0.3", "--output", tmp_path / "p.json"]
+    assert run(*words, "--clusters", "5") == 0
+    assert sorted(policy_from_json((tmp_path / "p.json").read_text(), "p").clusters) == [
+        f"cluster-{c}" for c in range(5)
+    ]
+    assert run(*words, "--clusters", "2") == 0
+    policy = policy_from_json((tmp_path / "p.json").read_text(), "p")
+    of = [
+        {int(name[1:]) % 5 // 3 for name, e in policy.clients.items() if e.cluster == c}
+        for c in policy.clusters
+    ]
+    assert {0} in of or {1} in of  # eight clients of one topic, twelve of the other, in two groups of ten
+    assert policy.resolve("c00", "edge0", ("slm-x", "llm-a")).scope == "built-in"
+    assert run(*words, "--clusters", "99") == 2
+    assert "the number of clients" in capsys.readouterr().err
+
+
 def test_missing_and_broken_files(files: Path, capsys):
     assert run("calibrate", files / "no.parquet", "--price", "0.1") == 3
     assert "there is no trace" in capsys.readouterr().err
@@ -197,6 +222,7 @@ def test_only_proven_peers_answer_and_never_a_negated_question(repeated):
     played = replay(trace, scored, done.policy)
     assert (played.tier == PEER).mean() > 0.5
     assert played.served_right.all()  # the negated twin lies at the same place and is never taken for it
+    assert 1 - wilson(played.served_right.sum(), len(played.served))[0] < 0.01
     assert set(played.tier) <= {LOCAL, PEER, CLOUD}
     from dataclasses import replace
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.evaluation.replay import has_peers, try_peers
 from fedtandem.evaluation.scored_trace import Feedback, Scored, default_measure, score_trace
 from fedtandem.federation.local import LocalCarrier
+from fedtandem.inference.clusters import balanced_clusters
 from fedtandem.inference.policy import Policy, policy_to_json
 from fedtandem.inference.routing import is_sent
 from fedtandem.inference.similarity import calibrate_similarity
@@ -31,6 +32,7 @@ class CalibrateRequest:
         budget: as typed: "10%" or 0.1.
         max_loss: in points.
         price: λ.
+        clusters: group the clients anew by their mean embeddings; None keeps the trace's edges.
         audit: "all" uses every recorded answer; "auto" or a rate shows the learner only what a deployment would see.
     """
 
@@ -45,6 +47,7 @@ class CalibrateRequest:
     audit: str = "all"
     rounds: int = 30
     tau: float = 0.5
+    clusters: int | None = None
     seed: int = 0
 
 
@@ -71,6 +74,8 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
     """
     settings = settings_of(request)
     trace = read_trace(request.trace)
+    if request.clusters is not None:
+        trace = clustered(trace, request.clusters, np.random.default_rng(request.seed))
     feedback = request.feedback
     # A loss in points is about right answers; where the truth is recorded, β may say just that.
     if feedback == "auto" and request.max_loss is not None and _truth_is_known(trace):
@@ -143,6 +148,24 @@ def _audit_rate(text: str) -> float | None:
     if not 0 < rate <= 1:
         raise ConfigError(f"--audit {text}; expected all, auto, or a rate such as 1%.")
     return rate
+
+
+def clustered(trace: Trace, k: int, generator: np.random.Generator) -> Trace:
+    """The same decisions behind k edges of like clients: balanced k-means on one mean embedding per client.
+
+    Raises:
+        ConfigError: no embeddings, or fewer clients than clusters.
+    """
+    names, place = np.unique(trace.client, return_inverse=True)
+    if trace.embedding is None:
+        raise ConfigError("--clusters needs the trace's column `embedding`.")
+    if not 1 <= k <= len(names):
+        raise ConfigError(f"--clusters {k}; expected 1 to {len(names)}, the number of clients.")
+    counts = np.bincount(place)[:, None]
+    sums = np.zeros((len(names), trace.embedding.shape[1]))
+    np.add.at(sums, place, trace.embedding.astype(np.float64))
+    group = balanced_clusters(sums / counts, k, generator)
+    return replace(trace, cluster=np.array([f"cluster-{c}" for c in group])[place])
 
 
 def _truth_is_known(trace: Trace) -> bool:
@@ -218,8 +241,8 @@ def _in_words(done: Calibrated, output: Path) -> str:
     lines = [
         f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
         f"{len(policy.clusters)} clusters",
-        f"at most {policy.share:.1%} of calls, at most {100 * policy.error:.2f} points of error let through "
-        f"({policy.feedback}), at a price of {policy.price:.3f}",
+        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error let "
+        f"through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another trace checks it",
         f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
         _scope_line("all", everyone),
         *(_scope_line(f"cluster {name}", entry) for name, entry in policy.clusters.items()),

@@ -92,8 +92,10 @@ class Policy:
             reasons.append(
                 f"{client}'s threshold was made for {_named(entry.models)}, not for {_named((models,))}"
             )
+        # A calibration may have grouped clients anew: whom it knows, it knows the cluster of.
+        group = entry.cluster if entry is not None else cluster
         for scope, name, wider in (
-            ("cluster", cluster, self.clusters.get(cluster)),
+            ("cluster", group, self.clusters.get(group)),
             ("global", "all", self.overall),
         ):
             if wider is None:

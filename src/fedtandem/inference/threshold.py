@@ -35,6 +35,8 @@ MIN_CLIENTS = 3
 """A cluster with fewer clients in a round keeps its last threshold."""
 HALF_WEIGHT = 500.0
 """Labelled tokens at which a scope's own threshold weighs as much as the wider one's."""
+PRICE_STEPS = 22
+"""Halvings of the price's range: to a millionth, far below what 64 bins can tell apart."""
 BUILT_IN = 0.5
 """τ where nothing was ever learnt."""
 
@@ -244,7 +246,7 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
             )
         if _solve(t, low, last).share <= goal.value:
             return low
-        for _ in range(40):
+        for _ in range(PRICE_STEPS):
             middle = (low + high) / 2
             low, high = (low, middle) if _solve(t, middle, last).share <= goal.value else (middle, high)
         return high
@@ -256,7 +258,7 @@ def _price_for(t: _Tables, goal: Goal, last: Thresholds | None) -> float:
         )
     if _solve(t, high, last).error <= goal.value:
         return high
-    for _ in range(40):
+    for _ in range(PRICE_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if _solve(t, middle, last).error <= goal.value else (low, middle)
     return low

@@ -17,7 +17,7 @@ N_TEMPERATURES = 16
 N_SAMPLES = 20
 HIGHEST_TEMPERATURE = 2.0
 
-_QUADRATURE: dict[tuple[int, torch.device], Tensor] = {}
+_INVERSES: dict[torch.device, Tensor] = {}
 
 
 def top_logits(logits: Tensor, k: int = TOP) -> tuple[Tensor, Tensor]:
@@ -76,17 +76,19 @@ def expected(logits: Tensor, draft: Tensor | None = None, *, temperatures: Tenso
     """
     _need_tokens(logits)
     z = logits.float()
-    inverse = _midpoints(z.device) if temperatures is None else temperatures.float().reciprocal()
+    inverse = (
+        _midpoints(z.device) if temperatures is None else temperatures.float().reciprocal().unsqueeze(-1)
+    )  # (M, 1)
     if draft is not None:
         # softmax[d] = 1 / Σ_j exp((z_j - z_d)/θ): one exp per logit, no second pass to normalise.
         z = z - z.gather(-1, draft.unsqueeze(-1))
-        scaled = z.unsqueeze(-2) * inverse.unsqueeze(-1)  # (..., M, V)
+        scaled = z.unsqueeze(-2) * inverse  # (..., M, V)
         # An unlikely draft overflows to inf, and 1 / inf is the 0 that was meant. -inf stays impossible.
         kept = scaled.exp_().sum(dim=-1).reciprocal_()  # (..., M)
         return _checked((1 - kept.mean(dim=-1)).clamp_(0, 1), logits)
     z = z - z.amax(dim=-1, keepdim=True)
     q = z.softmax(dim=-1)  # (..., V)
-    scaled = (z.unsqueeze(-2) * inverse.unsqueeze(-1)).exp_()  # (..., M, V)
+    scaled = (z.unsqueeze(-2) * inverse).exp_()  # (..., M, V)
     both = scaled @ torch.stack([q, torch.ones_like(q)], dim=-1)  # (..., M, 2)
     return _checked((1 - (both[..., 0] / both[..., 1]).mean(dim=-1)).clamp_(0, 1), logits)
 
@@ -133,12 +135,11 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _midpoints(device: torch.device) -> Tensor:
-    """1/θ_m for θ_m = 2 (m - ½) / M; kept, since making it costs as much as using it."""
-    key = (N_TEMPERATURES, device)
-    if key not in _QUADRATURE:
+    """1/θ_m for θ_m = 2 (m - ½) / M, (M, 1); kept, since making it costs as much as using it."""
+    if device not in _INVERSES:
         theta = HIGHEST_TEMPERATURE * (torch.arange(N_TEMPERATURES, device=device) + 0.5) / N_TEMPERATURES
-        _QUADRATURE[key] = theta.reciprocal()
-    return _QUADRATURE[key]
+        _INVERSES[device] = theta.reciprocal().unsqueeze(-1)
+    return _INVERSES[device]
 
 
 def _need_tokens(logits: Tensor) -> None:
@@ -148,7 +149,7 @@ def _need_tokens(logits: Tensor) -> None:
 
 def _checked(u: Tensor, logits: Tensor) -> Tensor:
     """Refuse broken logits by what they made of the result: reading them once more would cost a third of the time."""
-    if not math.isnan(float(u.detach().sum())):
+    if not math.isnan(u.sum().item() if u.ndim else u.item()):
         return u
     row = int(u.detach().reshape(-1).isnan().nonzero()[0, 0])
     highest = float(logits.detach().reshape(-1, logits.shape[-1])[row].amax())
