@@ -421,6 +421,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 def _route_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
     parser.add_argument("--policy", type=Path, required=True, metavar="FILE", help="made by calibrate")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
 
@@ -428,7 +429,14 @@ def _route_flags(parser: argparse.ArgumentParser) -> None:
 def _route(arguments: argparse.Namespace) -> int:
     from fedtandem.federation.route import route_command
 
-    print(route_command(arguments.trace, arguments.policy, json_output=arguments.json, seed=arguments.seed))
+    said = route_command(
+        arguments.trace,
+        arguments.policy,
+        report=arguments.report,
+        json_output=arguments.json,
+        seed=arguments.seed,
+    )
+    print(said)
     return 0
 
 

@@ -53,7 +53,7 @@ def test_a_budget_is_learnt_written_and_kept(files: Path, capsys):
     assert q["slm"] < q["random"] < q["routed"] < q["oracle"]
     assert q["loss_interval"][0] < q["loss"] < q["loss_interval"][1]
     assert q["loss"] == pytest.approx(q["llm"] - q["routed"])
-    assert told["sentence"].startswith(f"at most {told['calls_interval'][1]:.1%} of calls go to the cloud")
+    assert told["sentence"].startswith(f"At most {told['calls_interval'][1]:.1%} of calls go to the cloud")
     assert "you lose" in told["sentence"]
     assert [sign["code"] for sign in told["signs"]] == [f"E{i}" for i in range(1, 15)]
     capsys.readouterr()
@@ -179,6 +179,27 @@ def test_clients_are_grouped_anew_by_what_they_write_about(tmp_path: Path, build
     assert policy.resolve("c00", "edge0", ("slm-x", "llm-a")).scope == "built-in"
     assert run(*words, "--clusters", "99") == 2
     assert "the number of clients" in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_command_says(files: Path, capsys):
+    from xml.etree import ElementTree
+
+    words = ["calibrate", files / "cal.parquet", "--price", "0.3", "--learn", "gradient", "--rounds", "4"]
+    assert run(*words, "--output", files / "p.json") == 0
+    told = routed(capsys, files / "test.parquet", "--policy", files / "p.json", "--report", files / "r.html")
+    page = (files / "r.html").read_text()
+    assert told["sentence"] in page
+    assert f"{100 * told['quality']['routed']:.2f} %" in page
+    assert all(f"{sign['code']}<" in page for sign in told["signs"])
+    assert "http" not in page.replace("http://www.w3.org/", "")  # complete in itself
+    drawings = [part.split("</svg>")[0] + "</svg>" for part in page.split("<figure>")[1:]]
+    assert len(drawings) == 4
+    for drawing in drawings:
+        ElementTree.fromstring(drawing[drawing.index("<svg") :].replace("xlink:href", "href"))
+    policy = policy_from_json((files / "p.json").read_text(), "p")
+    assert [len(taus) for taus in policy.history.values()] == [5] * 4
+    for name, taus in policy.history.items():
+        assert policy.clusters[name].tau == taus[-1]
 
 
 def test_missing_and_broken_files(files: Path, capsys):

@@ -239,8 +239,10 @@ def run_fedhlm(edges: Carrier, settings: Settings, last: Thresholds | None = Non
     table = Histogram(
         **dict(zip(COUNT_NAMES, counted.reply.counts.transpose(1, 0, 2), strict=True)), audit_rate=rate
     )
-    thresholds = _solve(counted, table, tau, seen, settings, last)
-    history.append(thresholds.cluster)
+    learnt = dict(zip(seen.names, tau.tolist(), strict=True))
+    thresholds = _solve(counted, table, learnt, history[-1], settings, last)
+    if settings.learn in ("histogram", "line"):
+        history.append(thresholds.cluster)
     cloud.ask("publish", settings.rounds + 3, rate, thresholds.client, counted.names)
     return Calibration(
         counted.names, counted.clusters, counted.group, counted.reply.models, thresholds, table, rate,
@@ -350,7 +352,12 @@ def _two_levels(
 
 
 def _solve(
-    counted: _Round, table: Histogram, tau: Floats, seen: _Round, settings: Settings, last: Thresholds | None
+    counted: _Round,
+    table: Histogram,
+    learnt: Mapping[str, float],
+    edges: Floats,
+    settings: Settings,
+    last: Thresholds | None,
 ) -> Thresholds:
     generator = np.random.default_rng(settings.seed)
     k = len(counted.clusters)
@@ -365,12 +372,9 @@ def _solve(
         )
     if settings.learn == "line":
         tau = _line_thresholds(counted, table, settings)
-    elif settings.learn == "gradient":
-        known = dict(zip(seen.names, tau.tolist(), strict=True))
-        tau = clipped([known[name] for name in counted.names])
-    else:
-        tau = np.full(len(counted.names), settings.start)
-    return fixed_thresholds(table, counted.group, tau, settings.goal.value, n_clusters=k)
+        return fixed_thresholds(table, counted.group, tau, settings.goal.value, n_clusters=k)
+    tau = clipped([learnt[name] for name in counted.names])
+    return fixed_thresholds(table, counted.group, tau, settings.goal.value, cluster=edges)
 
 
 def _line_thresholds(counted: _Round, table: Histogram, settings: Settings) -> Floats:
@@ -449,4 +453,5 @@ def make_policy(
         audit_rate=calibration.audit_rate, share=t.share, error=t.error,
         overall=entry(t.overall, t.overall_interval, "global", table.sum(), everyone), clusters=clusters,
         clients=clients, similarity=similarity,
+        history={name: tuple(calibration.history[:, c].tolist()) for c, name in enumerate(calibration.clusters)},
     )  # fmt: skip

@@ -241,8 +241,9 @@ def _in_words(done: Calibrated, output: Path) -> str:
     lines = [
         f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
         f"{len(policy.clusters)} clusters",
-        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error let "
-        f"through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another trace checks it",
+        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error "
+        f"let through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another "
+        "trace checks it",
         f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
         _scope_line("all", everyone),
         *(_scope_line(f"cluster {name}", entry) for name, entry in policy.clusters.items()),

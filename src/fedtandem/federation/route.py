@@ -49,6 +49,7 @@ class Quality:
         pgr, apgr: share of the gap recovered here, and on average over all shares of calls.
         cpt: share of calls that recovers 50, 80 and 95 % of the gap.
         calls_for_half_point: share of calls that stays within half a point of the LLM.
+        curve, oracle_curve: quality at 0, 1, ... 100 % of calls, by uncertainty and by one who knows the answers.
     """
 
     slm: float
@@ -67,6 +68,8 @@ class Quality:
     apgr: float
     cpt: dict[str, float]
     calls_for_half_point: float
+    curve: tuple[float, ...]
+    oracle_curve: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Route:
     Attributes:
         decisions, clients: counted.
         answered: share of decisions by tier.
+        by_uncertainty: the same for each tenth of the decisions, the surest first.
         calls_interval: of the share that goes to the cloud.
         error: mean β that was kept.
         price_cost: mean β kept + λ · calls, equation (4).
@@ -89,6 +93,7 @@ class Route:
     decisions: int
     clients: int
     answered: dict[str, float]
+    by_uncertainty: tuple[dict[str, float], ...]
     calls_interval: tuple[float, float]
     error: float
     price_cost: float
@@ -99,8 +104,10 @@ class Route:
     sentence: str
 
 
-def route_command(trace: Path, policy: Path, *, json_output: bool = False, seed: int = 0) -> str:
-    """Replay and say what came out.
+def route_command(
+    trace: Path, policy: Path, *, report: Path | None = None, json_output: bool = False, seed: int = 0
+) -> str:
+    """Replay, write the page if one is asked for, and say what came out.
 
     Raises:
         ConfigError: the policy cannot be read, or needs what the trace does not hold.
@@ -111,6 +118,11 @@ def route_command(trace: Path, policy: Path, *, json_output: bool = False, seed:
         raise ConfigError(f"there is no policy {policy}; make one with `fedtandem calibrate`.")
     rules = policy_from_json(policy.read_text(encoding="utf-8"), str(policy))
     result = route(recorded, rules, seed=seed)
+    if report is not None:
+        from fedtandem.atomic import write_text
+        from fedtandem.reports.routing_page import routing_page
+
+        write_text(report, routing_page(result, rules, recorded.info.name))
     return json.dumps(_plain(asdict(result))) if json_output else _in_words(result, recorded, rules)
 
 
@@ -137,12 +149,17 @@ def route(trace: Trace, policy: Policy, *, seed: int = 0) -> Route:
     return Route(
         decisions=len(trace), clients=len(np.unique(trace.client)),
         answered={name: float((played.tier == t).mean()) for t, name in enumerate(TIERS)},
-        calls_interval=(low, high), error=float(kept_beta.mean()),
-        price_cost=float(kept_beta.mean() + policy.price * played.sent.mean()), quality=quality,
+        by_uncertainty=_by_uncertainty(scored.u, played.tier), calls_interval=(low, high),
+        error=float(kept_beta.mean()), price_cost=float(kept_beta.mean() + policy.price * played.sent.mean()), quality=quality,
         request_bytes=None if trace.request_bytes is None else int(trace.request_bytes[called > 0].sum()),
         fallbacks={name: f"{r.scope}: {r.reason}" for name, r in sorted(played.resolved.items()) if r.reason},
         signs=tuple(found), sentence=_sentence(quality, played.calls, (low, high), found),
     )  # fmt: skip
+
+
+def _by_uncertainty(u: Floats, tier: npt.NDArray[np.int64]) -> tuple[dict[str, float], ...]:
+    tenths = np.array_split(np.argsort(u, kind="stable"), min(10, len(u)))
+    return tuple({name: float((tier[rows] == t).mean()) for t, name in enumerate(TIERS)} for rows in tenths)
 
 
 def _quality(
@@ -171,11 +188,13 @@ def _quality(
         pgr=pgr(float(routed.mean()), float(slm.mean()), float(llm.mean())), apgr=apgr(curve),
         cpt={f"{share}%": calls_for_pgr(curve, share / 100) for share in (50, 80, 95)},
         calls_for_half_point=calls_for(curve, float(llm.mean()) - 0.005),
+        curve=tuple(at_share(curve, share / 100) for share in range(101)),
+        oracle_curve=tuple(at_share(oracle_curve(slm, llm), share / 100) for share in range(101)),
     )  # fmt: skip
 
 
 def _sentence(quality: Quality | None, calls: float, interval: tuple[float, float], found: list[Sign]) -> str:
-    most = f"at most {interval[1]:.1%} of calls go to the cloud (measured {calls:.1%})"
+    most = f"At most {interval[1]:.1%} of calls go to the cloud (measured {calls:.1%})"
     if quality is None:
         return f"{most}; what that loses cannot be told, since the trace records no truth."
     if found[0].alarm:

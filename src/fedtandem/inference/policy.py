@@ -61,6 +61,7 @@ class Policy:
         share, error: at most this share of the calibration's tokens is sent, at most this mean β let through.
         overall, clusters, clients: the scopes.
         similarity: δ_sim for peers with its audits and precision bound; None where peers were not calibrated.
+        history: cluster -> its τ before the first round and after each.
     """
 
     measure: str
@@ -75,6 +76,7 @@ class Policy:
     clusters: Mapping[str, Entry]
     clients: Mapping[str, Entry]
     similarity: Mapping[str, Any] | None = None
+    history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     version: int = field(default=VERSION)
 
     def resolve(self, client: str, cluster: str, models: Models) -> Resolved:
@@ -155,6 +157,7 @@ def policy_from_json(text: str, where: str) -> Policy:
             clusters={str(name): _entry(value) for name, value in whole["clusters"].items()},
             clients={str(name): _entry(value) for name, value in whole["clients"].items()},
             similarity=whole["similarity"],
+            history={str(name): tuple(map(float, taus)) for name, taus in whole["history"].items()},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where} cannot be read: {type(error).__name__}: {error}. {mend}") from error

@@ -137,18 +137,28 @@ def learn_thresholds(
 
 
 def fixed_thresholds(
-    clients: Histogram, group: Ints, tau: Floats, price: float, *, n_clusters: int | None = None
+    clients: Histogram,
+    group: Ints,
+    tau: Floats,
+    price: float,
+    *,
+    cluster: Floats | None = None,
+    n_clusters: int | None = None,
 ) -> Thresholds:
     """Thresholds that were found otherwise, with the share and the error this table gives them; no intervals.
 
     Args:
-        tau: of each client, (C,). A wider scope gets the median of its clients'.
+        tau: of each client, (C,).
         price: λ they are meant for.
+        cluster: of each cluster, (K,); the median of its clients' by default, as it is for all together.
     """
-    t = _tables(clients, np.asarray(group, dtype=np.int64), n_clusters)
+    t = _tables(clients, np.asarray(group, dtype=np.int64), n_clusters if cluster is None else len(cluster))
     k = len(t.present)
     overall = float(np.median(tau))
-    cluster = np.array([np.median(tau[t.group == c]) if (t.group == c).any() else overall for c in range(k)])
+    if cluster is None:
+        cluster = np.array(
+            [np.median(tau[t.group == c]) if (t.group == c).any() else overall for c in range(k)]
+        )
     c = len(tau)
     return Thresholds(
         price, tau, cluster, overall, tau, cluster, np.full(c, CLIENT), np.full(k, CLUSTER), np.full((c, 2), np.nan),
