@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-from fedtandem.algorithms.fedhlm import Edge, Settings, ThresholdClient, _two_levels
+from fedtandem.algorithms.fedhlm import Settings, two_levels
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
 from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
 from fedtandem.federation.local import LocalCarrier
 from fedtandem.inference.aggregation import capped, clipped, limited
@@ -150,7 +151,7 @@ def rounds() -> dict[str, float]:
     group = np.arange(1000) % 50
 
     def one() -> None:
-        _two_levels(limited(clipped(reports), last), capped(n), group, 50, Settings())
+        two_levels(limited(clipped(reports), last), capped(n), group, 50, Settings())
 
     clients = {f"client-{k:04d}": report(300, k) for k in range(1000)}
     names = sorted(clients)
@@ -166,7 +167,7 @@ def rounds() -> dict[str, float]:
         seen[0] = sum(len(reply.names) for reply in replies)
         tau = np.concatenate([reply.tau for reply in replies])
         weight = np.concatenate([reply.labelled for reply in replies])
-        _two_levels(limited(clipped(tau), last), capped(weight), np.repeat(np.arange(4), 250), 4, Settings())
+        two_levels(limited(clipped(tau), last), capped(weight), np.repeat(np.arange(4), 250), 4, Settings())
 
     framed = best(through_frames, 3)
     assert seen[0] == 1000

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedtandem.algorithms.fedhlm import Edge, Settings, ThresholdClient, make_policy, run_fedhlm
+from fedtandem.algorithms.fedhlm import Settings, run_fedhlm
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
+from fedtandem.algorithms.threshold_policy import make_policy
 from fedtandem.errors import ConfigError, InvalidMessage, QuorumError
 from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
 from fedtandem.exchange.frame import decode_frame

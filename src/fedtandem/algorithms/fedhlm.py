@@ -16,24 +16,23 @@ Source: FedHLM, arXiv:2507.00082 (two-level averaging, personalised thresholds);
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fedtandem.algorithms.threshold_parties import COUNT_NAMES, together
 from fedtandem.errors import ConfigError, InvalidMessage, QuorumError
 from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest, Job
-from fedtandem.exchange.carrier import Carrier, Envelope
+from fedtandem.exchange.carrier import Carrier
 from fedtandem.inference.aggregation import AGGREGATORS, capped, clipped, limited
-from fedtandem.inference.audit import audited, first_rate
-from fedtandem.inference.gradient import START, descend
-from fedtandem.inference.histogram import Histogram, count_feedback
+from fedtandem.inference.audit import first_rate
+from fedtandem.inference.gradient import START
+from fedtandem.inference.histogram import Histogram
 from fedtandem.inference.line import MIN_R2, LineSums, fit_line, line_sums, line_threshold
-from fedtandem.inference.policy import Entry, Policy
 from fedtandem.inference.threshold import (
     HALF_WEIGHT,
-    SOURCES,
     Goal,
     Thresholds,
     fixed_thresholds,
@@ -41,9 +40,6 @@ from fedtandem.inference.threshold import (
 )
 
 Floats = npt.NDArray[np.float64]
-NOBODY = np.zeros(0)
-
-COUNT_NAMES = ("tokens", "sent", "sent_beta", "sent_square", "audited", "audited_beta", "audited_square")
 
 
 PARITY = Goal("price", 0.3)
@@ -78,113 +74,6 @@ class Settings:
     deadline_s: float = 60.0
     seed: int = 0
     draws: int = 200
-
-
-class ThresholdClient:
-    """A client's side: its tokens with their feedback, and the threshold it uses.
-
-    Args:
-        name: stable.
-        models: fingerprints of its SLM and of the LLM that answers it.
-        u: uncertainties, (N,).
-        beta: what the LLM says of each draft, (N,). Only sent and audited tokens' values are ever looked at.
-        session, position: of each token, for the audit draw.
-        key: the tenant's audit key.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        models: tuple[str, str],
-        u: Floats,
-        beta: Floats,
-        session: Sequence[str],
-        position: npt.NDArray[np.int64],
-        key: bytes,
-    ) -> None:
-        self.name, self.models, self.tau = name, models, START
-        self._u, self._beta, self._session, self._position, self._key = u, beta, session, position, key
-
-    def handle(self, envelope: Envelope) -> Envelope:
-        """Do one job and report."""
-        request = CalibrationRequest.from_envelope(envelope)
-        self.tau = float(request.tau[0])
-        sent = self._u > self.tau
-        counts, sums, labelled = NOBODY, NOBODY, 0
-        if request.job in ("count", "descend"):
-            seen = ~sent & self._audits(request.audit_rate)
-            labelled = int((sent | seen).sum())
-            weight = np.where(sent, 1.0, 1 / request.audit_rate)
-            known = sent | seen
-            if request.job == "count":
-                h = count_feedback(self._u, self._beta, sent, seen, request.audit_rate)
-                counts = np.stack([getattr(h, name) for name in COUNT_NAMES])
-                line = line_sums(self._u[known], self._beta[known], weight[known])
-                sums = np.array([line.n, line.u, line.uu, line.beta, line.u_beta, line.beta_beta])
-            else:
-                self.tau = descend(
-                    self.tau, self._u[known], self._beta[known], request.price, weight=weight[known]
-                )
-        return CalibrationReply(
-            round=request.round, party=self.name, names=(self.name,), models=(self.models,),
-            tokens=np.array([len(self._u)]), skipped=np.array([int((~sent).sum())]), tau=np.array([self.tau]),
-            labelled=np.array([labelled]), counts=counts, sums=sums,
-        ).to_envelope()  # fmt: skip
-
-    def _audits(self, rate: float) -> npt.NDArray[np.bool_]:
-        if rate >= 1:
-            return np.ones(len(self._u), dtype=bool)
-        return audited(self._key, self.name, self._session, self._position, rate)
-
-
-class Edge:
-    """One cluster's side: asks its clients and answers for all of them.
-
-    Args:
-        name: of the cluster.
-        clients: carries to its clients alone.
-        deadline_s: for each of their replies.
-    """
-
-    def __init__(self, name: str, clients: Carrier, deadline_s: float = 60.0) -> None:
-        self.name, self._clients, self._deadline_s = name, clients, deadline_s
-
-    def handle(self, envelope: Envelope) -> Envelope:
-        """Pass a request on, each client its own threshold, and put the valid replies together.
-
-        A client that is absent or whose reply is refused is left out; the cloud sees who answered.
-        """
-        request = CalibrationRequest.from_envelope(envelope)
-        known = dict(zip(request.names, request.tau.tolist(), strict=True)) if request.names else {}
-        asked = {}
-        for party in self._clients.parties():
-            if request.names and party.name not in known:
-                continue
-            tau = known.get(party.name, float(request.tau[0]))
-            asked[party.name] = replace(request, names=(), tau=np.array([tau])).to_envelope()
-        answers = self._clients.ask(asked, deadline_s=self._deadline_s)
-        replies = []
-        for name, reply in sorted(answers.replies.items()):
-            try:
-                one = CalibrationReply.from_envelope(reply)
-            except InvalidMessage:
-                continue  # as if it had not come: the cloud reads the absence off the names
-            if one.names == (name,) and one.round == request.round:
-                replies.append(one)
-        return _together(self.name, request.round, replies).to_envelope()
-
-
-def _together(party: str, round_number: int, replies: Sequence[CalibrationReply]) -> CalibrationReply:
-    def joined(field: str) -> Floats:
-        parts = [np.asarray(getattr(reply, field)) for reply in replies]
-        return np.concatenate(parts) if parts else NOBODY
-
-    return CalibrationReply(
-        round=round_number, party=party, names=tuple(name for reply in replies for name in reply.names),
-        models=tuple(pair for reply in replies for pair in reply.models), tokens=joined("tokens"),
-        skipped=joined("skipped"), tau=joined("tau"), labelled=joined("labelled"), counts=joined("counts"),
-        sums=joined("sums"),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +177,7 @@ class _Cloud:
                 replies[cluster] = CalibrationReply.from_envelope(envelope)
             except InvalidMessage:
                 continue
-        whole = _together("cloud", round_number, list(replies.values()))
+        whole = together("cloud", round_number, list(replies.values()))
         if not whole.names:
             told = "; ".join(f"{name}: {absence.text}" for name, absence in sorted(answers.absences.items()))
             raise QuorumError(
@@ -328,14 +217,24 @@ def _gradient_rounds(
             reports, weights = limited(clipped(reports), tau), capped(n)
         else:
             weights = n
-        tau, edges = _two_levels(reports, weights, seen.group, k, settings)
+        tau, edges = two_levels(reports, weights, seen.group, k, settings)
         history.append(edges)
     return np.asarray(tau)
 
 
-def _two_levels(
+def two_levels(
     reports: Floats, weights: Floats, group: npt.NDArray[np.int64], k: int, settings: Settings
 ) -> tuple[Floats, Floats]:
+    """Average reports at the edges, then in the cloud, and blend what each client gets back.
+
+    Args:
+        reports, weights: τ_k and n_k of each client, (C,).
+        group: its cluster, (C,) in [0, k).
+        settings: how averages are taken.
+
+    Returns:
+        What goes back to each client, (C,), and the edges' averages, (k,).
+    """
     volume = np.asarray(np.bincount(group, weights=weights, minlength=k), dtype=np.float64)
     full = np.flatnonzero(volume > 0)
     if not len(full):
@@ -414,44 +313,3 @@ def line_fit(table: Histogram) -> float:
     return (
         fit_line(line_sums(middle[seen], total[seen] / weight[seen], weight[seen])).r2 if seen.any() else 0.0
     )
-
-
-def make_policy(
-    calibration: Calibration, settings: Settings, *, measure: str, feedback: str,
-    similarity: Mapping[str, object] | None = None,
-) -> Policy:  # fmt: skip
-    """The calibration as a policy that can be written down and used."""
-    t, table = calibration.thresholds, calibration.table
-
-    def interval(ends: Floats) -> tuple[float, float] | None:
-        return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
-
-    def entry(
-        tau: float, ends: Floats, source: str, h: Histogram, members: Sequence[int], cluster: str = ""
-    ) -> Entry:
-        models = tuple(sorted({calibration.models[i] for i in members}))
-        return Entry(
-            float(tau), interval(ends), source, round(float(h.audits)), round(float(h.labelled)),
-            round(float(h.tokens.sum())), models, cluster,
-        )  # fmt: skip
-
-    clients, clusters = {}, {}
-    for i, name in enumerate(calibration.names):
-        source = SOURCES[t.client_source[i]]
-        cluster = calibration.clusters[calibration.group[i]]
-        clients[name] = entry(t.client[i], t.client_interval[i], source, table[i], [i], cluster)
-    for c, name in enumerate(calibration.clusters):
-        members = np.flatnonzero(calibration.group == c)
-        if len(members):
-            source = SOURCES[t.cluster_source[c]]
-            mine = table[members].sum()
-            clusters[name] = entry(t.cluster[c], t.cluster_interval[c], source, mine, members.tolist())
-    everyone = list(range(len(calibration.names)))
-    return Policy(
-        measure=measure, feedback=feedback, learn=settings.learn,
-        goal={"kind": settings.goal.kind, "value": settings.goal.value}, price=t.price,
-        audit_rate=calibration.audit_rate, share=t.share, error=t.error,
-        overall=entry(t.overall, t.overall_interval, "global", table.sum(), everyone), clusters=clusters,
-        clients=clients, similarity=similarity,
-        history={name: tuple(calibration.history[:, c].tolist()) for c, name in enumerate(calibration.clusters)},
-    )  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedtandem.algorithms.fedhlm import Calibration, Edge, Settings, ThresholdClient, make_policy, run_fedhlm
+from fedtandem.algorithms.fedhlm import Calibration, Settings, run_fedhlm
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
+from fedtandem.algorithms.threshold_policy import make_policy
 from fedtandem.data.traces import Trace, read_trace
 from fedtandem.errors import ConfigError
 from fedtandem.evaluation.replay import has_peers, try_peers

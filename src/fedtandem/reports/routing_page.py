@@ -51,7 +51,8 @@ def _bought(q: Quality, calls: float) -> Plot:
         axes.set_ylabel("right answers, %")
         said = (
             f"Right answers against calls: SLM {100 * q.slm:.1f} %, LLM {100 * q.llm:.1f} %, routed "
-            f"{100 * q.routed:.1f} % at {100 * calls:.1f} % of calls; by lot {100 * q.random:.1f} %, oracle {100 * q.oracle:.1f} %."
+            f"{100 * q.routed:.1f} % at {100 * calls:.1f} % of calls; by lot "
+            f"{100 * q.random:.1f} %, oracle {100 * q.oracle:.1f} %."
         )
         return Plot("What calls buy", to_svg(drawing, "bought", said))
 
