@@ -202,6 +202,23 @@ def test_the_page_says_what_the_command_says(files: Path, capsys):
         assert policy.clusters[name].tau == taus[-1]
 
 
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_the_smallest_traces_are_routed_as_the_search_counted(tmp_path: Path, build, capsys, n):
+    """An SLM that is certain of everything (u = 0) and always wrong: all or nothing, and no crash on one row."""
+    certain = np.zeros((n, 4), np.float32)
+    certain[:, 0] = 1
+    wrong = {"slm_probs": certain, "draft": np.zeros(n, int), "label": np.ones(n, int), "answer": np.ones(n, int),
+             "llm_probs": np.roll(certain, 1, axis=1)}  # fmt: skip
+    write_trace(tmp_path / "t.parquet", build(n, 0, wrong, clients=1))
+    for goal, calls in ((["--price", "0.3"], 1.0), (["--budget", "0"], 0.0), (["--max-loss", "0"], 1.0)):
+        assert run("calibrate", tmp_path / "t.parquet", *goal, "--output", tmp_path / "p.json") == 0
+        told = routed(
+            capsys, tmp_path / "t.parquet", "--policy", tmp_path / "p.json", "--report", tmp_path / "r.html"
+        )
+        assert told["answered"]["cloud"] == calls
+        assert policy_from_json((tmp_path / "p.json").read_text(), "p").share == calls
+
+
 def test_missing_and_broken_files(files: Path, capsys):
     assert run("calibrate", files / "no.parquet", "--price", "0.1") == 3
     assert "there is no trace" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fedtandem.inference.audit import audited
 from fedtandem.inference.gradient import START, descend
 from fedtandem.inference.histogram import count_feedback
 from fedtandem.inference.line import line_sums
+from fedtandem.inference.routing import is_sent
 
 Floats = npt.NDArray[np.float64]
 NOBODY = np.zeros(0)
@@ -49,7 +50,7 @@ class ThresholdClient:
         """Do one job and report."""
         request = CalibrationRequest.from_envelope(envelope)
         self.tau = float(request.tau[0])
-        sent = self._u > self.tau
+        sent = is_sent(self._u, self.tau)
         counts, sums, labelled = NOBODY, NOBODY, 0
         if request.job in ("count", "descend"):
             seen = ~sent & self._audits(request.audit_rate)

@@ -1,7 +1,7 @@
 """Rejections by uncertainty in 64 bins: what a client reports, and every threshold that can be read off it.
 
 A bin b holds u in (b/64, (b+1)/64]; u = 0 is in the first. A threshold τ = j/64 then skips exactly the bins below j,
-for a token is kept when u <= τ. (At τ = 0 a token of exactly u = 0 is kept too; no count here tells it apart.)
+for a token is kept when u <= τ (`routing.is_sent`).
 
 Only sent and audited tokens get a β. Their counts are kept apart, because noise for privacy must go in before the
 audits are weighted, and so that counts of many clients simply add up.
@@ -201,7 +201,7 @@ def share_sent(tokens: Floats, tau: npt.ArrayLike) -> Floats:
 
 
 def error_kept(tokens: Floats, beta: Floats, tau: npt.ArrayLike) -> Floats:
-    """At most this mean β is let through at τ > 0: a bin that τ cuts counts wholly, unless it would help.
+    """At most this mean β is let through at τ: a bin that τ cuts counts wholly, unless it would help.
 
     Args:
         tokens, beta: (..., 64).

@@ -14,6 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 LOCAL, PEER, CLOUD = 0, 1, 2
 TIERS = ("local", "peer", "cloud")
+SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,12 @@ class Costs:
 
 
 def is_sent(u: npt.ArrayLike, tau: npt.ArrayLike) -> Bools:
-    """The routing bit δ: u > τ asks for help; τ = -1 sends all, τ = 1 none."""
-    return np.asarray(u) > np.asarray(tau)
+    """The routing bit δ: u > τ asks for help.
+
+    u = 0 counts as the smallest uncertainty there is, so τ = 0 sends everything and τ = 1 nothing: the two ends a
+    histogram's search may come to.
+    """
+    return np.maximum(np.asarray(u), SMALLEST) > np.asarray(tau)
 
 
 def peers_pay(hit_rate: float, costs: Costs) -> bool:
