@@ -45,7 +45,7 @@ def is_sent(u: npt.ArrayLike, tau: npt.ArrayLike) -> Bools:
     u = 0 counts as the smallest uncertainty there is, so τ = 0 sends everything and τ = 1 nothing: the two ends a
     histogram's search may come to.
     """
-    return np.maximum(np.asarray(u), SMALLEST) > np.asarray(tau)
+    return np.asarray(np.maximum(np.asarray(u), SMALLEST) > np.asarray(tau))
 
 
 def peers_pay(hit_rate: float, costs: Costs) -> bool:
