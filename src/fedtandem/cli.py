@@ -470,6 +470,77 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# -- calibrate, route --------------------------------------------------------------------------------------------
+
+
+def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
+    parser.add_argument("--budget", metavar="SHARE", help="at most this share of calls, e.g. 10%%")
+    parser.add_argument("--max-loss", type=float, metavar="POINTS", help="lose at most so many points")
+    parser.add_argument("--price", type=float, metavar="λ", help="a call's price over an error's, e.g. 0.05")
+    parser.add_argument("--output", type=Path, default=Path("policy.json"), metavar="POLICY")
+    parser.add_argument("--learn", choices=["histogram", "line", "gradient", "fixed"], default="histogram")
+    parser.add_argument("--tau", type=float, default=0.5, help="of --learn fixed, and where others start")
+    parser.add_argument("--measure", help="expected (default), entropy, margin, max_prob or recorded")
+    parser.add_argument(
+        "--feedback", choices=["auto", "probabilities", "agreement", "quality"], default="auto"
+    )
+    parser.add_argument(
+        "--audit",
+        default="all",
+        metavar="RATE",
+        help="all (default): learn from every recorded answer; auto or 1%%: see only what a deployment would",
+    )
+    parser.add_argument("--clusters", type=int, metavar="K", help="group clients anew, by mean embedding")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of --learn gradient")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from fedtandem.federation.calibrate import CalibrateRequest, calibrate_command
+
+    request = CalibrateRequest(
+        trace=arguments.trace,
+        output=arguments.output,
+        budget=arguments.budget,
+        max_loss=arguments.max_loss,
+        price=arguments.price,
+        measure=arguments.measure,
+        feedback=arguments.feedback,
+        learn=arguments.learn,
+        audit=arguments.audit,
+        rounds=arguments.rounds,
+        tau=arguments.tau,
+        clusters=arguments.clusters,
+        seed=arguments.seed,
+    )
+    print(calibrate_command(request, json_output=arguments.json))
+    return 0
+
+
+def _route_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
+    parser.add_argument("--policy", type=Path, required=True, metavar="FILE", help="made by calibrate")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
+
+
+def _route(arguments: argparse.Namespace) -> int:
+    from fedtandem.federation.route import route_command
+
+    said = route_command(
+        arguments.trace,
+        arguments.policy,
+        report=arguments.report,
+        json_output=arguments.json,
+        seed=arguments.seed,
+    )
+    print(said)
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         "a server and two clients teach each other, from nothing to a report", _demo_flags, _demo
@@ -487,6 +558,8 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("print a frame, an adapter or a run in plain words", _inspect_flags, _inspect),
     "align": Command("which tokens of two tokenizers belong together in a text", _align_flags, _align),
     "vocabulary": Command("map one vocabulary to another", _vocabulary_flags, _vocabulary),
+    "calibrate": Command("learn from a trace when the SLM should ask", _calibrate_flags, _calibrate),
+    "route": Command("what a threshold policy would have done on a trace", _route_flags, _route),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }
 """Command word -> what it does."""

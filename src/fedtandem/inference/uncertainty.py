@@ -17,7 +17,7 @@ N_TEMPERATURES = 16
 N_SAMPLES = 20
 HIGHEST_TEMPERATURE = 2.0
 
-_QUADRATURE: dict[tuple[int, torch.device], Tensor] = {}
+_INVERSES: dict[torch.device, Tensor] = {}
 
 
 def top_logits(logits: Tensor, k: int = TOP) -> tuple[Tensor, Tensor]:
@@ -36,29 +36,29 @@ def entropy(logits: Tensor) -> Tensor:
     Source: FedHLM, arXiv:2507.00082 (high entropy escalates); normalised so that thresholds of different
     vocabularies may be averaged (choice).
     """
-    _check(logits)
+    _need_tokens(logits)
     if logits.shape[-1] == 1:
-        return torch.zeros(logits.shape[:-1], dtype=torch.float32, device=logits.device)
+        return _checked(logits[..., 0].float() * 0, logits)
     log_q = logits.float().log_softmax(dim=-1)  # (..., V)
     # 0 log 0 is 0: a logit of -inf is a token that cannot come.
     nats = -torch.where(log_q == -torch.inf, 0.0, log_q.exp() * log_q).sum(dim=-1)
-    return (nats / math.log(logits.shape[-1])).clamp(0, 1)
+    return _checked((nats / math.log(logits.shape[-1])).clamp(0, 1), logits)
 
 
 def margin(logits: Tensor) -> Tensor:
     """1 - (q_(1) - q_(2)): how close the second choice comes to the first."""
-    _check(logits)
+    _need_tokens(logits)
     q = logits.float().softmax(dim=-1)
     if q.shape[-1] == 1:
-        return torch.zeros(q.shape[:-1], device=q.device)
+        return _checked(1 - q[..., 0], logits)
     best = q.topk(2, dim=-1).values
-    return (1 - (best[..., 0] - best[..., 1])).clamp(0, 1)
+    return _checked((1 - (best[..., 0] - best[..., 1])).clamp(0, 1), logits)
 
 
 def max_prob(logits: Tensor) -> Tensor:
     """1 - q_(1)."""
-    _check(logits)
-    return (1 - logits.float().softmax(dim=-1).amax(dim=-1)).clamp(0, 1)
+    _need_tokens(logits)
+    return _checked((1 - logits.float().softmax(dim=-1).amax(dim=-1)).clamp(0, 1), logits)
 
 
 def expected(logits: Tensor, draft: Tensor | None = None, *, temperatures: Tensor | None = None) -> Tensor:
@@ -74,21 +74,23 @@ def expected(logits: Tensor, draft: Tensor | None = None, *, temperatures: Tenso
 
     Source: specification of FedHLM, section 2 (choice); the perturbation is that of U-HLM, arXiv:2412.12687.
     """
-    _check(logits)
+    _need_tokens(logits)
     z = logits.float()
-    inverse = _midpoints(z.device) if temperatures is None else temperatures.float().reciprocal()
+    inverse = (
+        _midpoints(z.device) if temperatures is None else temperatures.float().reciprocal().unsqueeze(-1)
+    )  # (M, 1)
     if draft is not None:
         # softmax[d] = 1 / Σ_j exp((z_j - z_d)/θ): one exp per logit, no second pass to normalise.
         z = z - z.gather(-1, draft.unsqueeze(-1))
-        scaled = z.unsqueeze(-2) * inverse.unsqueeze(-1)  # (..., M, V)
+        scaled = z.unsqueeze(-2) * inverse  # (..., M, V)
         # An unlikely draft overflows to inf, and 1 / inf is the 0 that was meant. -inf stays impossible.
         kept = scaled.exp_().sum(dim=-1).reciprocal_()  # (..., M)
-        return (1 - kept.mean(dim=-1)).clamp_(0, 1)
+        return _checked((1 - kept.mean(dim=-1)).clamp_(0, 1), logits)
     z = z - z.amax(dim=-1, keepdim=True)
     q = z.softmax(dim=-1)  # (..., V)
-    scaled = (z.unsqueeze(-2) * inverse.unsqueeze(-1)).exp_()  # (..., M, V)
+    scaled = (z.unsqueeze(-2) * inverse).exp_()  # (..., M, V)
     both = scaled @ torch.stack([q, torch.ones_like(q)], dim=-1)  # (..., M, 2)
-    return (1 - (both[..., 0] / both[..., 1]).mean(dim=-1)).clamp_(0, 1)
+    return _checked((1 - (both[..., 0] / both[..., 1]).mean(dim=-1)).clamp_(0, 1), logits)
 
 
 def perturbation(
@@ -110,7 +112,7 @@ def perturbation(
 
     Source: U-HLM, arXiv:2412.12687; θ ~ U(0, 2] and M = 20 as reported.
     """
-    _check(logits)
+    _need_tokens(logits)
     z = logits.float()
     chosen = z.argmax(dim=-1) if draft is None else draft
     if temperatures is None:
@@ -133,22 +135,25 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _midpoints(device: torch.device) -> Tensor:
-    """1/θ_m for θ_m = 2 (m - ½) / M; kept, since making it costs as much as using it."""
-    key = (N_TEMPERATURES, device)
-    if key not in _QUADRATURE:
+    """1/θ_m for θ_m = 2 (m - ½) / M, (M, 1); kept, since making it costs as much as using it."""
+    if device not in _INVERSES:
         theta = HIGHEST_TEMPERATURE * (torch.arange(N_TEMPERATURES, device=device) + 0.5) / N_TEMPERATURES
-        _QUADRATURE[key] = theta.reciprocal()
-    return _QUADRATURE[key]
+        _INVERSES[device] = theta.reciprocal().unsqueeze(-1)
+    return _INVERSES[device]
 
 
-def _check(logits: Tensor) -> None:
+def _need_tokens(logits: Tensor) -> None:
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits have the shape {tuple(logits.shape)}; expected (..., V) with V >= 1.")
-    # NaN spoils a sum, and so does a row of nothing but -inf in its maximum: one pass sees both.
-    if not bool(torch.isfinite(logits.detach().amax(dim=-1)).all()):
-        rows = (~torch.isfinite(logits.detach().amax(dim=-1).reshape(-1))).nonzero()
-        raise ValueError(
-            f"row {int(rows[0, 0])} of the logits has the maximum "
-            f"{float(logits.detach().reshape(-1, logits.shape[-1])[int(rows[0, 0])].amax())}; an uncertainty needs "
-            "finite logits (-inf may mark impossible tokens). Load the model in float32, or look at its weights."
-        )
+
+
+def _checked(u: Tensor, logits: Tensor) -> Tensor:
+    """Refuse broken logits by what they made of the result: reading them once more would cost a third of the time."""
+    if not math.isnan(u.sum().item() if u.ndim else u.item()):
+        return u
+    row = int(u.detach().reshape(-1).isnan().nonzero()[0, 0])
+    highest = float(logits.detach().reshape(-1, logits.shape[-1])[row].amax())
+    raise ValueError(
+        f"row {row} of the logits has the maximum {highest}; an uncertainty needs finite logits (-inf may mark "
+        "impossible tokens). Load the model in float32, or look at its weights."
+    )

@@ -1,0 +1,137 @@
+"""A trace as routing sees it: uncertainty, rejection and quality of every decision."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedtandem.data.traces import Trace
+from fedtandem.errors import ConfigError
+from fedtandem.inference.uncertainty import MEASURES, expected
+
+Floats = npt.NDArray[np.float64]
+Feedback = Literal["auto", "probabilities", "agreement", "quality"]
+
+RECORDED = "recorded"
+"""The measure of a trace that brought its own uncertainties."""
+MEASURE_NAMES = (*MEASURES, RECORDED)
+ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """N decisions.
+
+    Attributes:
+        u: uncertainty, (N,) in [0, 1].
+        beta: what keeping the draft costs, (N,) in [-1, 1].
+        slm_score, llm_score: how good each answer is, (N,); None where the truth is unknown.
+        feedback: what `beta` was made of.
+        known: rows of the trace with a known truth, (N,) bool.
+    """
+
+    u: Floats
+    beta: Floats
+    slm_score: Floats | None
+    llm_score: Floats | None
+    feedback: str
+    known: npt.NDArray[np.bool_]
+
+
+def score_trace(trace: Trace, measure: str, feedback: Feedback = "auto") -> Scored:
+    """Work out u, β and scores.
+
+    Args:
+        trace: the decisions.
+        measure: a name in `MEASURE_NAMES`.
+        feedback: `probabilities` is 1 - p(d)/q(d); `agreement` 1 where the LLM answers otherwise; `quality` how much
+            better the LLM's answer is, which is below 0 where it is worse; `auto` takes the first of probabilities
+            and agreement that the trace allows.
+
+    Raises:
+        ConfigError: the trace lacks what was asked for.
+    """
+    slm, llm, known = _scores(trace)
+    kind = feedback if feedback != "auto" else "probabilities" if trace.llm_probs is not None else "agreement"
+    if kind == "probabilities":
+        beta = _rejections(trace)
+    elif kind == "agreement":
+        beta = (trace.draft != trace.answer).astype(np.float64)
+    elif kind == "quality":
+        if slm is None or llm is None or not known.all():
+            raise ConfigError(
+                "feedback = quality needs a label, or slm_score and llm_score, in every row of the trace."
+            )
+        beta = llm - slm
+    else:
+        raise ConfigError(f"feedback = {feedback!r}; choose auto, probabilities, agreement or quality.")
+    return Scored(uncertainties(trace, measure), beta, slm, llm, kind, known)
+
+
+def uncertainties(trace: Trace, measure: str) -> Floats:
+    """u of every decision by a named measure, (N,).
+
+    Raises:
+        ConfigError: no such measure, or the trace did not record what it is made of.
+    """
+    if measure not in MEASURE_NAMES:
+        raise ConfigError(f"measure = {measure!r}; choose one of {', '.join(MEASURE_NAMES)}.")
+    if measure == RECORDED:
+        if trace.uncertainty is None:
+            raise ConfigError("measure = recorded, but the trace has no column `uncertainty`.")
+        return trace.uncertainty.astype(np.float64)
+    if trace.slm_probs is None or trace.slm_ids is None:
+        raise ConfigError(
+            f"measure = {measure}, but the trace recorded no law of the SLM; with its column `uncertainty` the measure "
+            "is `recorded`."
+        )
+    parts = []
+    for start in range(0, len(trace), ROWS):
+        rows = slice(start, start + ROWS)
+        logits = torch.from_numpy(np.log(np.maximum(trace.slm_probs[rows], 1e-30)))
+        if measure == "expected":
+            at = torch.from_numpy(trace.slm_ids[rows] == trace.draft[rows, None])
+            place = at.int().argmax(dim=-1)
+            u = expected(logits, place)
+            # A draft beyond the recorded top k has next to no probability.
+            parts.append(torch.where(at.any(dim=-1), u, 1.0))
+        else:
+            parts.append(MEASURES[measure](logits))
+    return torch.cat(parts).double().numpy()
+
+
+def default_measure(trace: Trace) -> str:
+    """`expected` where the SLM's law was recorded."""
+    return "expected" if trace.slm_probs is not None else RECORDED
+
+
+def _rejections(trace: Trace) -> Floats:
+    if trace.llm_probs is None or trace.llm_ids is None:
+        raise ConfigError(
+            "feedback = probabilities, but the trace recorded no law of the LLM; use agreement."
+        )
+    p = _of_draft(trace.llm_ids, trace.llm_probs, trace.draft)
+    if trace.info.draft == "greedy":
+        return np.clip(1 - p, 0, 1)
+    if trace.slm_ids is None or trace.slm_probs is None:
+        raise ConfigError("sampled drafts need the SLM's law: record slm_ids and slm_probs.")
+    q = _of_draft(trace.slm_ids, trace.slm_probs, trace.draft)
+    # Beyond the top k of q: the draft was drawn all the same, with a probability nobody wrote down.
+    return np.where(q > 0, np.clip(1 - p / np.where(q > 0, q, 1), 0, 1), 1.0)
+
+
+def _of_draft(ids: npt.NDArray[Any], probs: npt.NDArray[Any], draft: npt.NDArray[Any]) -> Floats:
+    return np.asarray((probs * (ids == draft[:, None])).sum(axis=1), dtype=np.float64)
+
+
+def _scores(trace: Trace) -> tuple[Floats | None, Floats | None, npt.NDArray[np.bool_]]:
+    everything = np.ones(len(trace), dtype=bool)
+    if trace.slm_score is not None and trace.llm_score is not None:
+        return trace.slm_score.astype(np.float64), trace.llm_score.astype(np.float64), everything
+    if trace.label is None or not (trace.label >= 0).any():
+        return None, None, ~everything
+    known = trace.label >= 0
+    slm, llm = ((answer == trace.label).astype(np.float64) for answer in (trace.draft, trace.answer))
+    return slm, llm, known

@@ -1,0 +1,280 @@
+"""`fedtandem calibrate`: learn thresholds on a recorded trace, in a federation of its clients, and write the policy."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtandem.algorithms.fedhlm import Calibration, Settings, run_fedhlm
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
+from fedtandem.algorithms.threshold_policy import make_policy
+from fedtandem.data.traces import Trace, read_trace
+from fedtandem.errors import ConfigError
+from fedtandem.evaluation.replay import has_peers, try_peers
+from fedtandem.evaluation.scored_trace import Feedback, Scored, default_measure, score_trace
+from fedtandem.federation.local import LocalCarrier
+from fedtandem.inference.clusters import balanced_clusters
+from fedtandem.inference.policy import Policy, policy_to_json
+from fedtandem.inference.routing import is_sent
+from fedtandem.inference.similarity import calibrate_similarity
+from fedtandem.inference.threshold import MIN_AUDITS, Goal
+
+AUDIT_KEY = b"fedtandem calibrate"
+"""A replay hides its draw from nobody; a deployment has a secret of its own."""
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """What `fedtandem calibrate` was asked; exactly one of the three goals is given.
+
+    Attributes:
+        budget: as typed: "10%" or 0.1.
+        max_loss: in points.
+        price: λ.
+        clusters: group the clients anew by their mean embeddings; None keeps the trace's edges.
+        audit: "all" uses every recorded answer; "auto" or a rate shows the learner only what a deployment would see.
+    """
+
+    trace: Path
+    output: Path
+    budget: str | None = None
+    max_loss: float | None = None
+    price: float | None = None
+    measure: str | None = None
+    feedback: Feedback = "auto"
+    learn: str = "histogram"
+    audit: str = "all"
+    rounds: int = 30
+    tau: float = 0.5
+    clusters: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A policy with what it cost to learn.
+
+    Attributes:
+        bytes_up, bytes_down: frames between clients and edges; edges and cloud.
+    """
+
+    policy: Policy
+    calibration: Calibration
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+
+
+def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -> str:
+    """Calibrate, write the policy, and say what came out.
+
+    Raises:
+        ConfigError: no goal or several, a goal that cannot be met, a measure the trace does not allow.
+        DataError: the trace cannot be used.
+    """
+    settings = settings_of(request)
+    trace = read_trace(request.trace)
+    if request.clusters is not None:
+        trace = clustered(trace, request.clusters, np.random.default_rng(request.seed))
+    feedback = request.feedback
+    # A loss in points is about right answers; where the truth is recorded, β may say just that.
+    if feedback == "auto" and request.max_loss is not None and _truth_is_known(trace):
+        feedback = "quality"
+    scored = score_trace(trace, request.measure or default_measure(trace), feedback)
+    done = calibrate(trace, scored, settings, measure=request.measure or default_measure(trace))
+    from fedtandem.atomic import write_text
+
+    write_text(request.output, policy_to_json(done.policy))
+    return _as_json(done, request.output) if json_output else _in_words(done, request.output)
+
+
+def settings_of(request: CalibrateRequest) -> Settings:
+    """The settings behind the options, checked."""
+    given = [name for name in ("budget", "max_loss", "price") if getattr(request, name) is not None]
+    if request.learn == "fixed" and not given:
+        goal = Goal("price", 0.3)
+    elif len(given) != 1:
+        raise ConfigError(
+            f"{' and '.join('--' + name.replace('_', '-') for name in given) or 'no goal'} given; say one "
+            "of --budget 10%, --max-loss 0.5 (points) or --price 0.05 (a call over an error)."
+        )
+    elif request.budget is not None:
+        goal = Goal("share", share_of(request.budget))
+    elif request.max_loss is not None:
+        if not 0 <= request.max_loss <= 100:
+            raise ConfigError(f"--max-loss {request.max_loss:g}; expected points from 0 to 100.")
+        goal = Goal("error", request.max_loss / 100)
+    else:
+        price = float(request.price or 0.0)
+        if not 0 <= price <= 1:
+            raise ConfigError(
+                f"--price {price:g}; expected the price of a call over the price of an error, 0 to 1."
+            )
+        goal = Goal("price", price)
+    if request.learn not in ("histogram", "line", "gradient", "fixed"):
+        raise ConfigError(f"--learn {request.learn}; choose histogram, line, gradient or fixed.")
+    if request.rounds < 1:
+        raise ConfigError(f"--rounds {request.rounds}; expected at least 1.")
+    if not 0 <= request.tau <= 1:
+        raise ConfigError(f"--tau {request.tau:g}; expected a threshold in [0, 1].")
+    return Settings(
+        learn=request.learn, goal=goal, start=request.tau, audit_rate=_audit_rate(request.audit),  # type: ignore[arg-type]
+        rounds=request.rounds, seed=request.seed,
+    )  # fmt: skip
+
+
+def share_of(text: str) -> float:
+    """ "10%" or "0.1" as a share.
+
+    Raises:
+        ConfigError: neither.
+    """
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--budget {text}; expected a share of calls such as 10% or 0.1.")
+    return value
+
+
+def _audit_rate(text: str) -> float | None:
+    if text in ("all", "auto"):
+        return 1.0 if text == "all" else None
+    try:
+        rate = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate <= 1:
+        raise ConfigError(f"--audit {text}; expected all, auto, or a rate such as 1%.")
+    return rate
+
+
+def clustered(trace: Trace, k: int, generator: np.random.Generator) -> Trace:
+    """The same decisions behind k edges of like clients: balanced k-means on one mean embedding per client.
+
+    Raises:
+        ConfigError: no embeddings, or fewer clients than clusters.
+    """
+    names, place = np.unique(trace.client, return_inverse=True)
+    if trace.embedding is None:
+        raise ConfigError("--clusters needs the trace's column `embedding`.")
+    if not 1 <= k <= len(names):
+        raise ConfigError(f"--clusters {k}; expected 1 to {len(names)}, the number of clients.")
+    counts = np.bincount(place)[:, None]
+    sums = np.zeros((len(names), trace.embedding.shape[1]))
+    np.add.at(sums, place, trace.embedding.astype(np.float64))
+    group = balanced_clusters(sums / counts, k, generator)
+    return replace(trace, cluster=np.array([f"cluster-{c}" for c in group])[place])
+
+
+def _truth_is_known(trace: Trace) -> bool:
+    return trace.slm_score is not None or (trace.label is not None and bool((trace.label >= 0).all()))
+
+
+def calibrate(trace: Trace, scored: Scored, settings: Settings, *, measure: str) -> Calibrated:
+    """Run the federation that a trace recorded: its clients behind their edges, every message encoded and counted."""
+    up: Counter[str] = Counter()
+    down: Counter[str] = Counter()
+
+    def counting(level: str) -> Any:
+        def count(_party: str, _round: int, n_up: int, n_down: int) -> None:
+            up[level] += n_up
+            down[level] += n_down
+
+        return count
+
+    edges = {}
+    for cluster in np.unique(trace.cluster):
+        clients = {
+            str(name): _client(trace, scored, str(name))
+            for name in np.unique(trace.client[trace.cluster == cluster])
+        }
+        edges[str(cluster) or "all"] = Edge(
+            str(cluster) or "all",
+            LocalCarrier(clients, count=counting("clients and edges")),
+            settings.deadline_s,
+        )
+    done = run_fedhlm(LocalCarrier(edges, count=counting("edges and cloud")), settings)
+    similarity = None
+    if has_peers(trace):
+        tau = dict(zip(done.names, done.thresholds.client.tolist(), strict=True))
+        sent = is_sent(scored.u, np.array([tau[str(name)] for name in trace.client]))
+        tries = try_peers(trace, sent, delta_sim=-1.0)
+        similarity = asdict(calibrate_similarity(tries.similarity, tries.answer == trace.answer[tries.index]))
+    policy = make_policy(done, settings, measure=measure, feedback=scored.feedback, similarity=similarity)
+    return Calibrated(policy, done, dict(up), dict(down))
+
+
+def _client(trace: Trace, scored: Scored, name: str) -> ThresholdClient:
+    mine = np.flatnonzero(trace.client == name)
+    models = Counter(trace.rows(mine).models()).most_common(1)[0][0]
+    return ThresholdClient(
+        name,
+        models,
+        scored.u[mine],
+        scored.beta[mine],
+        trace.session[mine].tolist(),
+        trace.position[mine],
+        AUDIT_KEY,
+    )
+
+
+def _as_json(done: Calibrated, output: Path) -> str:
+    policy = done.policy
+    return json.dumps(
+        {
+            "output": str(output), "learn": policy.learn, "price": policy.price, "share": policy.share,
+            "error": policy.error, "tau": policy.overall.tau, "interval": policy.overall.interval,
+            "clusters": {name: entry.tau for name, entry in policy.clusters.items()},
+            "clients": {name: entry.tau for name, entry in policy.clients.items()},
+            "audit_rate": policy.audit_rate, "audits": policy.overall.audits, "labelled": policy.overall.labelled,
+            "tokens": policy.overall.tokens, "similarity": policy.similarity, "bytes_up": done.bytes_up,
+            "bytes_down": done.bytes_down,
+        }
+    )  # fmt: skip
+
+
+def _in_words(done: Calibrated, output: Path) -> str:
+    policy, names = done.policy, done.calibration.names
+    everyone = policy.overall
+    lines = [
+        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
+        f"{len(policy.clusters)} clusters",
+        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error "
+        f"let through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another "
+        "trace checks it",
+        f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
+        _scope_line("all", everyone),
+        *(_scope_line(f"cluster {name}", entry) for name, entry in policy.clusters.items()),
+    ]
+    ranked = sorted(policy.clients.items(), key=lambda item: item[1].tau)
+    shown = ranked if len(ranked) <= 20 else [*ranked[:5], *ranked[-5:]]
+    lines += [_scope_line(name, entry) for name, entry in shown]
+    if len(shown) < len(ranked):
+        lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
+    if everyone.audits < MIN_AUDITS and everyone.labelled < everyone.tokens:
+        lines.append(
+            f"WARNING: {everyone.audits} audits in all, fewer than {MIN_AUDITS}: nobody knows how often kept "
+            "answers are wrong. Raise --audit."
+        )
+    if policy.similarity is not None:
+        s = policy.similarity
+        lines.append(
+            f"peers: similarity from {s['delta']:.3f}, {s['audits']} audited answers, precision at least "
+            f"{s['lower_bound']:.3f} (95 %): "
+            + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
+        )
+    moved = ", ".join(
+        f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up
+    )
+    lines.append(f"bytes: {moved}")
+    return "\n".join(lines)
+
+
+def _scope_line(name: str, entry: Any) -> str:
+    ends = f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" if entry.interval else "none"
+    counts = f"{entry.audits:>8,}{entry.labelled:>10,}{entry.tokens:>9,}"
+    return f"{name:<22}{entry.tau:>7.3f}  {ends:<17}{counts}  {entry.source}"
