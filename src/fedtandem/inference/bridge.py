@@ -21,6 +21,7 @@ from fedtandem.alignment.card import VocabularyCard
 from fedtandem.errors import ConfigError, ModelError, VocabularyMismatch
 from fedtandem.inference.choice import checked_logits
 from fedtandem.inference.drafting import NextTokenModel, Uncertainty, doubts
+from fedtandem.inference.routing import is_sent
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import Draft, pack_text_block
@@ -177,7 +178,11 @@ class TextDrafter:
                 row.record.slm_passes += 1
                 block = blocks[row.index]
                 block.append(token)
-                if token != eos_id and u <= self._settings.tau and len(block) < self._settings.block:
+                if (
+                    token != eos_id
+                    and not is_sent(u, self._settings.tau)
+                    and len(block) < self._settings.block
+                ):
                     going.append(row)
             drafting = going
         for row in rows:

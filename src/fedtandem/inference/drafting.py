@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedtandem.errors import ConfigError
 from fedtandem.inference.choice import Choice, checked_logits
+from fedtandem.inference.routing import is_sent
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, SparseLaw, sparse_law
@@ -124,7 +125,7 @@ class TokenDrafter:
     def _add(self, row: Row, scores: Tensor, u: float) -> None:
         """One more token of the SLM: shown at once, or pending."""
         settings = self._settings
-        if not row.pending and self._may_keep and (settings.mode == "local" or u <= settings.tau):
+        if not row.pending and self._may_keep and (settings.mode == "local" or not is_sent(u, settings.tau)):
             bound = 0.0 if self._beta_upper is None or settings.mode == "local" else self._bound(u)
             # The spec's rule for `bounded`: verify *before* the sum exceeds eps.
             if settings.mode != "bounded" or (
@@ -135,7 +136,7 @@ class TokenDrafter:
         draft = self._drawn(row, scores)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
-        row.draft_ends = draft.token == row.eos_id or (u > settings.tau and not opens)
+        row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)
 
     def _drawn(self, row: Row, scores: Tensor) -> Draft:
         """A draft that will be verified, with what verification needs."""
