@@ -109,7 +109,7 @@ def check(config: RunConfig) -> Check:
         where = f"evaluation set {test.name}"
         loaded = load(test.data.to_source(), where=where)
         sets.append(describe(loaded.samples, loaded.decision, where=where, title=test.data.to_source().title))
-    speed = _flops_per_second()
+    speed = _flops_per_second(config.num_threads)
     parties = [_party(config, name, party, public.samples, own[name], speed) for name, party in members]
     return Check(
         name=config.name,
@@ -244,19 +244,23 @@ def _work(
     )
 
 
-def _flops_per_second() -> float:
+def _flops_per_second(num_threads: int | None) -> float:
     """Speed of this machine on middle-sized matrices, a third of it taken as what training reaches."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 4096 if device == "cuda" else 384
     matrix = torch.ones(side, side, device=device)
+    threads = torch.get_num_threads()
+    # One thread: several that wait for each other on busy cores would measure the other programs.
+    torch.set_num_threads(1)
     best = float("inf")
-    for _ in range(30):  # the best of many: other programs may be running
+    for _ in range(20):
         start = time.perf_counter()
         (matrix @ matrix).sum().item()
         best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best / 3
+    torch.set_num_threads(threads)
+    return 2 * side**3 / best / 3 * (1 if device == "cuda" else num_threads or threads)
 
 
 def lines(found: Check, file: str | Path) -> list[str]:
