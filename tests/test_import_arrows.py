@@ -30,7 +30,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},
     "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", ""},
     "__main__": {"cli"},
-    "__main__": {"cli"},
     "": {"errors", "config", "federation", "models", "knowledge", "selection", "distillation"},
 }
 """Room -> the rooms it may import beside itself; "" is the package's own __init__."""
