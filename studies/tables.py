@@ -2,8 +2,8 @@
 
     python studies/tables.py
 
-A table stands between `<!-- table FILE METHOD CONTROL PARTY,... -->` and `<!-- end -->`; CONTROL `*` takes every
-control, PARTY `*` every party. Bold: a claim by the study's statistics.
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every control,
+party or test set. Bold: a claim by the study's statistics.
 """
 
 import json
@@ -13,16 +13,16 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
-TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
+TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 SHARES = ("exact_match", "accuracy", "rouge_l")
 
 
 def filled(page: str) -> str:
     """The page with every table made anew."""
-    return TABLE.sub(lambda found: found[1] + table(*found.group(2, 3, 4, 5)) + found[6], page)
+    return TABLE.sub(lambda found: found[1] + table(*found.group(2, 3, 4, 5, 6)) + found[7], page)
 
 
-def table(file: str, method: str, control: str, parties: str) -> str:
+def table(file: str, method: str, control: str, parties: str, split: str) -> str:
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
     means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
@@ -32,6 +32,7 @@ def table(file: str, method: str, control: str, parties: str) -> str:
     ]
     for row in rows:
         wanted = row["method"] == method and row["control"] is not None and control in ("*", row["control"])
+        wanted = wanted and split in ("*", row["split"])
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
             lines.append(_line(row, other))
