@@ -214,10 +214,12 @@ class Client:
             self._meet(card)
 
     def _needs_scores(self) -> bool:
-        """Whether own scores are needed: to send them, or to compare the server's with them."""
+        """Whether own scores are needed: to send them, to compare the server's with them, or to study its own paths."""
         if self.flow.up:
             return True
-        return self.flow.clients_learn and (self.flow.down or self.learner.unlabelled is not None)
+        # Without answers a client writes its own only where it studies alone; with them it compares scores.
+        alone = not self.flow.down
+        return self.flow.clients_learn and (alone if self.learner.unlabelled is not None else not alone)
 
     def _make_knowledge(self, round_number: int) -> Knowledge:
         learner = self.learner
