@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fedtandem.reports.wording import THIN, difference, figure, interval
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
-SHARES = ("exact_match", "accuracy", "rouge_l")
 
 
 def filled(page: str) -> str:
@@ -40,21 +41,14 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
 
 
 def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
-    def show(value: float, sign: str = "") -> str:
-        percent = row["metric"] in SHARES
-        text = f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
-        return text if float(text) else text.lstrip("+-")
-
-    difference = show(row["difference"], "+")
-    student, bootstrap = (
-        " to ".join(show(bound, "+") for bound in row[name]) if row[name] else "–"
-        for name in ("difference_ci", "bootstrap_ci")
-    )
-    shown = f"**{difference}**" if row["claim"] else difference
-    per_seed = " ".join(show(value) for value in row["per_seed"])
+    metric = row["metric"]
+    gain = difference(row["difference"], metric)
+    shown = f"**{gain}**" if row["claim"] else gain
+    per_seed = ", ".join(figure(value, metric).removesuffix(f"{THIN}%") for value in row["per_seed"])
     return (
-        f"| {row['party']} | {row['split']} | {per_seed} | {show(row['mean'])} | {row['control']} | "
-        f"{show(other['mean'])} | {shown} ({student}; {bootstrap}) |"
+        f"| {row['party']} | {row['split']} | {per_seed} | {figure(row['mean'], metric)} | {row['control']} | "
+        f"{figure(other['mean'], metric)} | {shown} ({interval(row['difference_ci'], metric)}; "
+        f"{interval(row['bootstrap_ci'], metric)}) |"
     )
 
 

@@ -48,7 +48,7 @@ def read_rows(source: DataSource, *, where: str) -> list[Row]:
     ]
 
 
-KEPT_FILES, KEPT_BYTES = 4, 64 * 2**20
+KEPT_FILES, KEPT_BYTES = 4, 16 * 2**20
 _KEPT: dict[tuple[Path, int, int], list[Row]] = {}
 
 
