@@ -38,12 +38,12 @@ def same_weights(a: Path, b: Path) -> None:
         assert all(np.array_equal(one[key], two[key]) for key in one), f"{name} differs"
 
 
-@pytest.mark.parametrize("labelled", ["true", "false"])
+@pytest.mark.parametrize(("method", "labelled"), [("fedmkt", "true"), ("fedmkt", "false"), ("llm2slm", "true")])
 def test_killed_around_every_commit(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: str
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, labelled: str
 ) -> None:
     config = tiny(*ROUNDS, f"public.labelled={labelled}", "public.max_new_tokens=16")
-    whole = run_methods(config, ["fedmkt"], tmp_path / "whole")
+    whole = run_methods(config, [method], tmp_path / "whole")
     save, saves, kill_at = RoundStore.save, 0, -1
 
     def fragile(self: RoundStore, key: str, files: dict[str, bytes]) -> None:
@@ -61,7 +61,7 @@ def test_killed_around_every_commit(
         saves, kill_at = 0, 1 + kill % 2
         try:
             resumed = run_methods(
-                config, ["fedmkt"], tmp_path / "killed", resume=(tmp_path / "killed" / "run.json").is_file()
+                config, [method], tmp_path / "killed", resume=(tmp_path / "killed" / "run.json").is_file()
             )
         except Killed:
             kills += 1

@@ -27,6 +27,7 @@ READ: dict[str, Callable[..., Any]] = {
     "card": Card.from_envelope,
     "work_request": WorkRequest.from_envelope,
     "first_request": WorkRequest.from_envelope,
+    "standing_request": WorkRequest.from_envelope,
     "finish": WorkRequest.from_envelope,
     "work_reply": WorkReply.from_envelope,
     "fetch_request": FetchRequest.from_envelope,

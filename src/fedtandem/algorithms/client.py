@@ -90,12 +90,13 @@ class Client:
         self.repeats_private = repeats_private
         self.keep_in_memory = keep_in_memory
         self.report = report
-        self.classroom = Classroom(learner)
+        self.classroom = Classroom(learner, remembers=flow.server_stands and keep_in_memory)
         self.vocabulary_hash = learner.lm.tokenizer.card.hash
         self.public_hash = public_hash(learner.public)
         self._card_of_server: Card | None = None
         self._at: str | None = None
         self._knowledge: Knowledge | None = None
+        self._told: Knowledge | None = None
 
     def handle(self, envelope: Envelope) -> Envelope:
         """Answer one envelope: `card`, `work`, `fetch` or `finish`.
@@ -113,6 +114,9 @@ class Client:
             key = f"{request.round:04d}-{'b' if request.adapter is not None else 'a'}"
             if key in self.store.committed():
                 return Envelope.from_bytes(self.store.load(key)["reply"])
+            if request.knowledge is not None and self.flow.server_stands:
+                self.store.put("told", envelope.to_bytes())
+                self._remember(request.knowledge)
             return self._work(request, key, passes=envelope.kind == "work" and not request.return_adapter)
         raise InvalidMessage(
             f"{self.learner.name}, round {envelope.round}: kind is {envelope.kind!r}; this client answers card, work, "
@@ -165,7 +169,7 @@ class Client:
         learner = self.learner
         done = request.round - 1
         if request.distil:
-            self._learn(done, request.knowledge)
+            self._learn(done, self._what_the_server_tells(request))
         if request.adapter is not None:
             learner.lm.load_state(
                 {name: torch.from_numpy(np.array(value)) for name, value in request.adapter.items()}
@@ -245,6 +249,28 @@ class Client:
             rows=rows if want else None,
             texts=tuple(texts) if texts is not None else None, values=learner.knowledge.values,
         )  # fmt: skip
+
+    def _what_the_server_tells(self, request: WorkRequest) -> Knowledge | None:
+        """The knowledge that came with this message, or that came with an earlier one and still holds."""
+        if request.stands is None:
+            return request.knowledge
+        told = self._told
+        if told is None:
+            stored = self.store.get("told")
+            if stored is not None:
+                envelope = Envelope.from_bytes(stored)
+                told = WorkRequest.from_envelope(envelope, expected=self._expected()).knowledge
+        if told is None or told.round != request.stands:
+            raise InvalidMessage(
+                f"{self.learner.name}, round {request.round}: the server's knowledge of round {request.stands} is said "
+                f"to stand, but this client holds {'none' if told is None else f'that of round {told.round}'}. Its "
+                "folder was lost or swapped; restart the server with --resume and everything is sent anew."
+            )
+        self._remember(told)
+        return told
+
+    def _remember(self, told: Knowledge) -> None:
+        self._told = told if self.keep_in_memory else None
 
     # -- learning ----------------------------------------------------------------------------------------------
 

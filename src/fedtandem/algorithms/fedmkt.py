@@ -133,21 +133,24 @@ def _ask(
     give_back: bool = False,
 ) -> dict[str, WorkReply] | None:
     last = round_number > server.rounds.num_rounds
-    written: dict[int, Envelope] = {}  # clients who are sent the same get the same bytes, packed once
+    written: dict[tuple[int, bool], Envelope] = {}  # who is sent the same gets the same bytes, packed once
     requests = {}
     for name in names:
-        told = knowledge[name]
-        if id(told) not in written:
-            written[id(told)] = WorkRequest(
-                round=round_number, knowledge=told, adapter=adapter, distil=distil, tune=tune,
+        told, stands = knowledge[name], server.has_told(name, knowledge[name])
+        if (id(told), stands) not in written:
+            written[id(told), stands] = WorkRequest(
+                round=round_number, knowledge=None if stands else told, adapter=adapter, distil=distil, tune=tune,
                 want_rows=not server.learner.knowledge.two_phase, return_adapter=give_back,
+                stands=told.round if stands and told is not None else None,
             ).to_envelope(kind="finish" if last else "work")  # fmt: skip
-        requests[name] = written[id(told)]
+        requests[name] = written[id(told), stands]
 
     def decode(name: str, envelope: Envelope) -> WorkReply:
         return WorkReply.from_envelope(envelope, expected=server.expected(name, round_number))
 
-    return clients.ask(requests, decode, round_number=round_number)
+    replies = clients.ask(requests, decode, round_number=round_number)
+    server.note_told(knowledge, replies or {})
+    return replies
 
 
 def _fetch(

@@ -1,6 +1,6 @@
 """What a learner is taught in a round: who teaches which sample, and with which rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,10 @@ def choose_paths(writers: Mapping[str, Knowledge], n_samples: int, keep: float) 
     return Choice(teacher_of, names, kept)
 
 
+Piece = tuple[SparseLogits, np.ndarray]
+"""One sample's rows in the learner's tokenisation, and which of them teach."""
+
+
 @dataclass
 class Classroom:
     """Turns choices and rows into a learner's lesson; holds one crossing per teacher, made once.
@@ -79,10 +83,13 @@ class Classroom:
     Args:
         learner: who is taught.
         crossings: teacher name -> the way into the learner's tokenisation.
+        remembers: keep what was carried over for as long as a teacher's knowledge stays the same object.
     """
 
     learner: Learner
     crossings: dict[str, Crossing] = field(default_factory=dict)
+    remembers: bool = False
+    _carried: dict[str, tuple[Knowledge, dict[int, Piece]]] = field(default_factory=dict)
 
     def lesson(
         self,
@@ -104,43 +111,50 @@ class Classroom:
         else:
             answers = [_text(rows_from[choice.names[choice.teacher_of[i]]], int(i)) for i in choice.kept]
             texts = self.learner.answered(choice.kept, answers)
-        rows: list[SparseLogits | None] = [None] * len(texts)
-        taught: list[np.ndarray | None] = [None] * len(texts)
-        place = {int(sample): at for at, sample in enumerate(choice.kept)}
+        text_of = {int(sample): text for sample, text in zip(choice.kept, texts, strict=True)}
+        pieces: dict[int, Piece] = {}
         for name in choice.names:
             knowledge = rows_from.get(name)
             won = choice.won_by(name)
-            if knowledge is None or knowledge.rows is None or len(won) == 0:
-                continue
-            theirs = rows_of(knowledge, won)
-            mine = [texts[place[int(i)]] for i in won]
-            self._hand_out(self.crossings[name].carry(theirs, won, mine), won, mine, place, rows, taught)
+            if knowledge is not None and knowledge.rows is not None and len(won):
+                pieces |= self._carry(name, knowledge, won, text_of)
         if own_rows is not None:
             alone = choice.kept[choice.teacher_of[choice.kept] == NO_TEACHER]
-            mine = [texts[place[int(i)]] for i in alone]
             own = own_rows(alone)
-            self._hand_out((own, np.ones(own.n_rows, dtype=bool)), alone, mine, place, rows, taught)
-        return Lesson(texts, rows, taught)
+            pieces |= cut((own, np.ones(own.n_rows, dtype=bool)), alone, text_of)
+        taught = [pieces.get(int(sample), (None, None)) for sample in choice.kept]
+        return Lesson(texts, [rows for rows, _ in taught], [mask for _, mask in taught])
 
-    @staticmethod
-    def _hand_out(
-        carried: tuple[SparseLogits, np.ndarray],
-        samples: np.ndarray,
-        texts: Sequence[Encoded],
-        place: Mapping[int, int],
-        rows: list[SparseLogits | None],
-        taught: list[np.ndarray | None],
-    ) -> None:
-        """Cut carried rows into samples (those of an unscored sample are not among them)."""
-        carried_rows, mask = carried
-        start = 0
-        for sample, text in zip(samples, texts, strict=True):
-            if not text.scored:
-                continue
-            stop = start + len(text.positions)
-            rows[place[int(sample)]] = carried_rows.take_rows(np.arange(start, stop))
-            taught[place[int(sample)]] = mask[start:stop]
-            start = stop
+    def _carry(
+        self, name: str, knowledge: Knowledge, won: np.ndarray, text_of: Mapping[int, Encoded]
+    ) -> dict[int, Piece]:
+        """The won samples' rows in the learner's tokenisation; only those not yet carried are carried now."""
+        known, pieces = self._carried.pop(name, (None, {}))
+        if known is not knowledge:
+            pieces = {}
+        new = np.asarray([i for i in won if int(i) not in pieces and text_of[int(i)].scored], dtype=np.int64)
+        if len(new):
+            carried = self.crossings[name].carry(rows_of(knowledge, new), new, [text_of[int(i)] for i in new])
+            pieces |= cut(carried, new, text_of)
+        if self.remembers:
+            self._carried[name] = (knowledge, pieces)
+        return {int(i): pieces[int(i)] for i in won if int(i) in pieces}
+
+
+def cut(
+    carried: tuple[SparseLogits, np.ndarray], samples: np.ndarray, text_of: Mapping[int, Encoded]
+) -> dict[int, Piece]:
+    """Cut carried rows into samples (those of an unscored sample are not among them)."""
+    carried_rows, mask = carried
+    pieces, start = {}, 0
+    for sample in samples:
+        text = text_of[int(sample)]
+        if not text.scored:
+            continue
+        stop = start + len(text.positions)
+        pieces[int(sample)] = (carried_rows.take_rows(np.arange(start, stop)), mask[start:stop])
+        start = stop
+    return pieces
 
 
 def rows_of(knowledge: Knowledge, samples: np.ndarray) -> SparseLogits:

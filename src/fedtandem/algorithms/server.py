@@ -1,7 +1,7 @@
 """The FedMKT server: carries the clients' knowledge over, chooses who teaches what, learns, and answers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +79,7 @@ class Server:
         self.cards: dict[str, Card] = {}
         self.knowledge: Knowledge | None = None
         self.client_scores: dict[str, np.ndarray] = {}
+        self._told: dict[str, Knowledge] = {}
         self._file: bytes = b""
         self._portion: tuple[bytes, Knowledge] | None = None
 
@@ -273,6 +274,18 @@ class Server:
         names = everyone if learner.knowledge.shared_downlink else [name]
         wanted = [self._won_from(client, round_number) for client in names]
         return self._only(np.unique(np.concatenate(wanted)))
+
+    def has_told(self, name: str, knowledge: Knowledge | None) -> bool:
+        """Whether a client is known to hold exactly this knowledge: then a word replaces it."""
+        return self.flow.server_stands and knowledge is not None and self._told.get(name) is knowledge
+
+    def note_told(self, knowledge: Mapping[str, Knowledge | None], heard_from: Container[str]) -> None:
+        """After a message: who answered holds what it was sent; who did not is told anew next time."""
+        for name, told in knowledge.items():
+            if told is not None and name in heard_from:
+                self._told[name] = told
+            elif told is not None:
+                self._told.pop(name, None)
 
     def _only(self, samples: np.ndarray) -> Knowledge:
         """The knowledge with the rows of these samples; the same object for clients who get the same."""

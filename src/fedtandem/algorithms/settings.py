@@ -34,6 +34,11 @@ class Flow:
         """Whether any client takes part."""
         return self.private or self.clients_learn or self.up
 
+    @property
+    def server_stands(self) -> bool:
+        """Whether the LLM stays as it is, so that what it has told a client holds for all rounds."""
+        return not (self.server_learns or self.server_private)
+
 
 @dataclass(frozen=True)
 class KnowledgeSettings:

@@ -31,6 +31,7 @@ class WorkRequest:
     Attributes:
         round: the round that begins.
         knowledge: the server's of the round before; None in the first.
+        stands: in place of `knowledge`: what this client was last told, made in this round, still holds.
         adapter: averaged weights to start from; homogeneous clients only.
         distil: learn from the public set before tuning.
         tune: tune on the private set.
@@ -45,6 +46,7 @@ class WorkRequest:
     tune: bool
     want_rows: bool
     return_adapter: bool
+    stands: int | None = None
 
     def to_envelope(self, kind: Literal["work", "finish"] = "work") -> Envelope:
         """Encode as `work`, or as `finish`, which delivers the last knowledge."""
@@ -54,6 +56,8 @@ class WorkRequest:
             "want_rows": self.want_rows,
             "return_adapter": self.return_adapter,
         }
+        if self.stands is not None:
+            header["stands"] = int(self.stands)
         arrays = _put_contents(header, self.knowledge, self.adapter, SERVER, self.round)
         return seal(kind, "work_request", self.round, header, arrays)
 
@@ -73,7 +77,10 @@ class WorkRequest:
             tune=read.flag("tune"),
             want_rows=read.flag("want_rows"),
             return_adapter=read.flag("return_adapter"),
+            stands=None if read.peek("stands") is None else read.integer("stands", 0, envelope.round),
         )
+        if request.stands is not None and request.knowledge is not None:
+            raise read.refuse("stands", request.stands, "none beside new knowledge", MEND)
         read.finish()
         return request
 
