@@ -38,7 +38,9 @@ def same_weights(a: Path, b: Path) -> None:
         assert all(np.array_equal(one[key], two[key]) for key in one), f"{name} differs"
 
 
-@pytest.mark.parametrize(("method", "labelled"), [("fedmkt", "true"), ("fedmkt", "false"), ("llm2slm", "true")])
+@pytest.mark.parametrize(
+    ("method", "labelled"), [("fedmkt", "true"), ("fedmkt", "false"), ("llm2slm", "true")]
+)
 def test_killed_around_every_commit(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, labelled: str
 ) -> None:

@@ -62,7 +62,7 @@ def test_a_client_whose_folder_was_lost_says_so_and_resume_heals_it(tiny: Tiny, 
             shutil.rmtree(told[0])
         return None
 
-    with pytest.raises(QuorumError, match="clinic-b.*holds none.*--resume"):
+    with pytest.raises(QuorumError, match=r"clinic-b.*holds none.*--resume"):
         run_methods(config, ["llm2slm"], tmp_path / "run", faults=lose)
     resumed = run_methods(config, ["llm2slm"], tmp_path / "run", resume=True)
     assert resumed["rows"] == whole["rows"]

@@ -89,7 +89,9 @@ def all_envelopes() -> dict[str, Envelope]:
     reply = WorkReply(2, "clinic-a", knowledge, make_adapter(), metrics, 12)
     finish = WorkRequest(3, server, None, distil=True, tune=False, want_rows=False, return_adapter=False)
     work = WorkRequest(3, server, make_adapter(), distil=True, tune=True, want_rows=True, return_adapter=True)
-    stands = WorkRequest(3, None, None, distil=True, tune=True, want_rows=False, return_adapter=False, stands=2)
+    stands = WorkRequest(
+        3, None, None, distil=True, tune=True, want_rows=False, return_adapter=False, stands=2
+    )
     first = WorkRequest(1, None, None, distil=False, tune=True, want_rows=False, return_adapter=False)
     return {
         "card": make_card().to_envelope(),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedtandem.errors import ModelError
-from fedtandem.models.generation import greedy
+from fedtandem.models.generation import chooser, greedy
 from fedtandem.models.language_model import LanguageModel
 
 Make = Callable[..., LanguageModel]
@@ -23,6 +23,24 @@ def test_the_batch_a_prompt_travels_in_does_not_change_its_text(make_tiny: Make,
     for batch_size in (2, 6):
         together = lm.generate(prompts, max_new_tokens=8, batch_size=batch_size)
         assert [ids.tolist() for ids in together] == alone
+
+
+def test_drawn_text_follows_the_models_law_and_the_seed(make_tiny: Make) -> None:
+    lm = make_tiny()
+    prompt = lm.tokenizer.encode_prompt("hello there")
+    drawn = lm.generate([prompt] * 2000, max_new_tokens=1, batch_size=512, temperature=0.8, seed=1)
+    again = lm.generate([prompt] * 2000, max_new_tokens=1, batch_size=512, temperature=0.8, seed=1)
+    other = lm.generate([prompt] * 2000, max_new_tokens=1, batch_size=512, temperature=0.8, seed=2)
+    assert [ids.tolist() for ids in drawn] == [ids.tolist() for ids in again]
+    assert [ids.tolist() for ids in drawn] != [ids.tolist() for ids in other]
+    with torch.no_grad():
+        logits = lm.model(torch.from_numpy(prompt.astype(np.int64))[None]).logits[0, -1]
+    law = torch.softmax(logits[: lm.tokenizer.vocab_size] / 0.8, dim=-1).numpy()
+    counts = np.bincount([int(ids[0]) for ids in drawn], minlength=len(law))
+    spread = np.sqrt(2000 * law * (1 - law))
+    assert (np.abs(counts - 2000 * law) < 5 * spread + 1).all()
+    cold = lm.generate([prompt], max_new_tokens=8, temperature=1e-4)[0].tolist()
+    assert cold == lm.generate([prompt], max_new_tokens=8)[0].tolist()
 
 
 class Countdown:
@@ -56,7 +74,7 @@ def count_down(prompts: list[list[int]], max_new_tokens: int = 30, batch_size: i
     written = greedy(
         Countdown(), [np.array(prompt, dtype=np.int32) for prompt in prompts],
         inputs=lambda mask: {"attention_mask": mask}, vocab_size=39, eos_id=0, pad_id=38,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, device=torch.device("cpu"),
+        max_new_tokens=max_new_tokens, batch_size=batch_size, device=torch.device("cpu"), choose=chooser(0.0, 0),
     )  # fmt: skip
     return [ids.tolist() for ids in written]
 

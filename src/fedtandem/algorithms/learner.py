@@ -288,8 +288,8 @@ class Learner:
                 progress=lambda done, of: self.progress(f"{self.name}: public pass", done, of),
             )  # fmt: skip
 
-    def write(self, round_number: int, max_new_tokens: int) -> list[str]:
-        """One greedy answer per public prompt; N texts."""
+    def write(self, round_number: int, max_new_tokens: int, temperature: float = 0.0) -> list[str]:
+        """One answer per public prompt, greedy or drawn; N texts."""
         with self.timed("write", round_number):
             prompts = [
                 self.lm.tokenizer.encode_prompt(sample.prompt, chat_template=self.chat_template)
@@ -300,6 +300,8 @@ class Learner:
                 max_new_tokens=max_new_tokens,
                 batch_size=self.eval_batch_size * 2,
                 on_progress=lambda done, of: self.progress(f"{self.name}: writing answers", done, of),
+                temperature=temperature,
+                seed=phase_seed(self.seed, self.name, round_number, "write"),
             )
             return [self.lm.tokenizer.decode_answer(ids) for ids in written]
 

@@ -199,7 +199,7 @@ def write_knowledge(
         Texts ("" where refused or empty), scores (N,) float32 in nats per byte (`inf` there), rows of the texts,
         and how many were refused.
     """
-    texts = learner.write(round_number, unlabelled.max_new_tokens)
+    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature)
     refused = [bool(text) and refuse(text) for text in texts]
     texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
     index = np.flatnonzero([bool(text) for text in texts])

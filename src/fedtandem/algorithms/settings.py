@@ -67,6 +67,8 @@ class Unlabelled:
     """The share of the written paths a receiver keeps: those with the highest mean log-probability per byte."""
     send_rows: bool = True
     """Send sparse logits with the paths, not the text alone."""
+    temperature: float = 0.0
+    """0: greedy paths; above 0: drawn ones."""
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,8 @@ class PublicConfig(DataConfig):
 
     max_new_tokens: int = Field(64, ge=1)
     """Unlabelled: longest answer a party writes."""
+    temperature: float = Field(0.0, ge=0)
+    """Unlabelled: 0 writes the most likely token each time; above 0 draws, as free prose needs."""
     confidence_keep: float = Field(0.6, gt=0, le=1)
     """Unlabelled: share of the written answers that is learnt, those with the highest log-probability per byte."""
     send_rows: bool = True

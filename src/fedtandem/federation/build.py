@@ -207,7 +207,10 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
     unlabelled = None
     if not config.public.labelled:
         unlabelled = Unlabelled(
-            config.public.max_new_tokens, config.public.confidence_keep, config.public.send_rows
+            config.public.max_new_tokens,
+            config.public.confidence_keep,
+            config.public.send_rows,
+            config.public.temperature,
         )
     on_server = name == SERVER
     hard_weight = distillation.hard_weight_for(mode, server=on_server)

@@ -12,6 +12,24 @@ from torch import Tensor
 from fedtandem.errors import ModelError
 
 Ids = npt.NDArray[np.int32]
+Choose = Callable[[Tensor], Tensor]
+"""Logits (B, V) -> the next token of each row, (B,) int64."""
+
+
+def chooser(temperature: float, seed: int) -> Choose:
+    """The most likely token at temperature 0 (ties: the lower id), else one drawn from softmax(logits / temperature).
+
+    Drawn on the CPU from `seed` alone, so that every device draws alike.
+    """
+    if temperature == 0:
+        return lambda logits: logits.argmax(dim=-1)
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(logits: Tensor) -> Tensor:
+        p = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+        return torch.multinomial(p, 1, generator=generator)[:, 0].to(logits.device)
+
+    return sample
 
 
 def greedy(
@@ -25,9 +43,10 @@ def greedy(
     max_new_tokens: int,
     batch_size: int,
     device: torch.device,
+    choose: Choose,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Ids]:
-    """The most likely next token, again and again, until EOS or `max_new_tokens`.
+    """The most likely (or a drawn) next token, again and again, until EOS or `max_new_tokens`.
 
     Args:
         model: a causal model in evaluation mode; call under `torch.no_grad()`.
@@ -57,7 +76,7 @@ def greedy(
                 "shorten the prompts."
             )
         written = _continue_batch(
-            model, [prompts[i] for i in chosen], inputs, vocab_size, eos_id, pad_id, room, device
+            model, [prompts[i] for i in chosen], inputs, vocab_size, eos_id, pad_id, room, device, choose
         )
         for i, ids in zip(chosen, written, strict=True):
             results[i] = ids
@@ -75,6 +94,7 @@ def _continue_batch(
     pad_id: int,
     room: int,
     device: torch.device,
+    choose: Choose,
 ) -> list[Ids]:
     """Greedy continuations of one batch, at most `room` tokens each."""
     longest = max(len(prompt) for prompt in prompts)
@@ -98,7 +118,7 @@ def _continue_batch(
             arguments["position_ids"] = arguments["position_ids"][:, -step_ids.shape[1] :]
         output = model(input_ids=step_ids, past_key_values=cache, use_cache=True, **arguments, **keep_last)
         cache = output.past_key_values
-        best = output.logits[:, -1, :vocab_size].argmax(dim=-1)
+        best = choose(output.logits[:, -1, :vocab_size])
         chosen = best.cpu().numpy()
         going = ~done[alive]
         written[alive[going], column] = chosen[going]

@@ -15,7 +15,7 @@ from fedtandem.errors import ModelError
 from fedtandem.models.adapters import read_state, restore_folder, save_folder, write_state
 from fedtandem.models.cached_rows import CachedRows
 from fedtandem.models.encoded import Encoded
-from fedtandem.models.generation import greedy
+from fedtandem.models.generation import chooser, greedy
 from fedtandem.models.tokenizer import TextTokenizer
 
 PaddingSide = Literal["left", "right"]
@@ -207,13 +207,17 @@ class LanguageModel:
         max_new_tokens: int,
         batch_size: int = 64,
         on_progress: Progress | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[npt.NDArray[np.int32]]:
-        """Greedy continuations, one per prompt and in its order.
+        """Continuations, one per prompt and in its order; greedy unless a temperature is given.
 
         Args:
             prompts: token ids with BOS and template, as `TextTokenizer.encode_prompt` gives them.
             max_new_tokens: length limit of each continuation.
             on_progress: called with (prompts done, all prompts).
+            temperature: 0 takes the most likely token, above 0 draws one.
+            seed: of the draws.
 
         Returns:
             The new ids of each prompt, closing EOS included where one was written; int32. Deterministic; which
@@ -234,6 +238,7 @@ class LanguageModel:
                     batch_size=batch_size,
                     device=self.device,
                     on_progress=on_progress,
+                    choose=chooser(temperature, seed),
                 )
         finally:
             self.model.train(was_training)
