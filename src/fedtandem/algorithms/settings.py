@@ -79,13 +79,13 @@ class Rounds:
     seed: int = 0
     evaluate_every: int = 1
     """Evaluate after every so many rounds; the last round always; 0 is only the last."""
-    evaluate_start: bool = True
+    measure_untouched: bool = True
     """Evaluate the untouched models too (round 0)."""
 
     def evaluates(self, round_number: int) -> bool:
         """Whether the state after this round is evaluated."""
         if round_number == 0:
-            return self.evaluate_start
+            return self.measure_untouched
         if round_number == self.num_rounds:
             return True
         return self.evaluate_every > 0 and round_number % self.evaluate_every == 0

@@ -136,13 +136,13 @@ def assemble(
     progress: Progress,
     report: Report,
     *,
-    evaluate_start: bool,
+    measure_untouched: bool,
 ) -> tuple[Server, dict[str, Client]]:
     """A server and its clients for one method, in the untouched state.
 
     Args:
         folder: where the parties commit their states.
-        evaluate_start: whether this method measures the untouched models.
+        measure_untouched: whether this method measures the untouched models.
     """
     config = parts.config
     mode: Mode = method.mode or config.alignment.mode
@@ -155,7 +155,7 @@ def assemble(
         0 if method.no_rounds else config.federation.num_rounds,
         config.seed,
         config.evaluation.every,
-        evaluate_start,
+        measure_untouched,
     )
     selector = load_selector(method.selector or config.selection.selector, margin=config.selection.margin)
     flow = _flow(method, config)

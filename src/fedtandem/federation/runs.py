@@ -92,7 +92,7 @@ def _run_methods(
         _write_record(output, record)
         for at, (name, method) in enumerate(chosen.items()):
             starts = method.no_rounds or (measure_untouched and at == 0 and "zero_shot" not in chosen)
-            _run_one(parts, name, method, output, log, progress, faults, evaluate_start=starts)
+            _run_one(parts, name, method, output, log, progress, faults, measure_untouched=starts)
         summary = _summarise(output, list(methods), config.seed)
         write_text(output / "summary.json", json.dumps(summary, indent=1))
         record["status"], record["finished"] = "finished", _now()
@@ -199,7 +199,7 @@ def _run_one(
     progress: Progress,
     faults: FaultPlan | None,
     *,
-    evaluate_start: bool,
+    measure_untouched: bool,
 ) -> None:
     """One method from its first to its last round, or from where it stopped."""
     done = output / "methods" / name / "done"
@@ -235,7 +235,7 @@ def _run_one(
     folder = output / "methods" / name / "state"
     server, clients = assemble(
         parts, method, folder, emit, lambda what, at, of: progress(f"{name} · {what}", at, of), report,
-        evaluate_start=evaluate_start,
+        measure_untouched=measure_untouched,
     )  # fmt: skip
     federation = parts.config.federation
     strategy = Strategy(
