@@ -1,6 +1,6 @@
 """What the protocol costs beside the training it serves: its share of a run's CPU time from round 2 on.
 
-    python benchmarks/framework_share.py [--config FILE] [--method NAME] [--json FILE]
+    python benchmarks/framework_share.py [--config FILE] [-o KEY=VALUE] [--method NAME] [--json FILE]
     python benchmarks/framework_share.py --run FOLDER
 
 Without arguments the setting of the novels study is run once (seed 0, three rounds, two clients); models it has to make
@@ -33,6 +33,7 @@ DEFAULT = Path(__file__).parent.parent / "studies" / "novels" / "authors.toml"
 def main() -> None:
     parser = argparse.ArgumentParser(description="the protocol's share of a run's CPU time")
     parser.add_argument("--config", type=Path, default=DEFAULT, help="what to run")
+    parser.add_argument("-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--method", action="append", help="default: llm2slm and fedmkt")
     parser.add_argument("--run", type=Path, help="read this run folder in place of running anything")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -40,7 +41,9 @@ def main() -> None:
     if arguments.run is not None:
         figures = [share for share in shares(arguments.run) if share["rounds"]]
     else:
-        figures = run_and_measure(arguments.config, arguments.method or ["llm2slm", "fedmkt"])
+        figures = run_and_measure(
+            arguments.config, arguments.overrides, arguments.method or ["llm2slm", "fedmkt"]
+        )
     for figure in figures:
         print(
             f"{figure['method']:<20} rounds 2-{figure['last_round']}: models {figure['models']:.1f} s, evaluation "
@@ -51,7 +54,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
-def run_and_measure(config_file: Path, methods: list[str]) -> list[dict[str, Any]]:
+def run_and_measure(config_file: Path, overrides: list[str], methods: list[str]) -> list[dict[str, Any]]:
     """Run the methods one after the other in a folder that is thrown away."""
     from fedtandem import load_config
     from fedtandem.errors import FedtandemError
@@ -59,7 +62,7 @@ def run_and_measure(config_file: Path, methods: list[str]) -> list[dict[str, Any
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run_methods(load_config(config_file), methods, Path(folder) / "run")
+            run_methods(load_config(config_file, overrides), methods, Path(folder) / "run")
         except FedtandemError as error:
             print(f"SKIPPED: {error}")  # the study's data is not part of the package
             return []

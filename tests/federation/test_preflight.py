@@ -8,6 +8,7 @@ import pytest
 
 from fedtandem import cli
 from fedtandem.config import load_config
+from fedtandem.federation import preflight
 
 SHAPE = {"hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 1, "vocab_size": 300}
 
@@ -135,6 +136,17 @@ def test_check_shows_what_each_party_learns(folder: Path, capsys: pytest.Capture
     assert "[</s>]" in tokens
     assert "[W" not in tokens  # the prompt is not learnt
     assert "FedAvg sends" in shown
+
+
+def test_check_says_that_rows_will_be_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert init() == 0
+    assert cli.main(["check", "fedtandem.toml"]) == 0
+    assert "refuses" not in capsys.readouterr().out
+    monkeypatch.setattr(preflight, "MAX_ROWS_BYTES", 1 << 10)
+    assert cli.main(["check", "fedtandem.toml"]) == 0
+    assert "unpacks at most 1.0 KiB and refuses more. Lower knowledge.top_k" in capsys.readouterr().out
 
 
 def test_check_counts_an_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

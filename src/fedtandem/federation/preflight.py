@@ -11,6 +11,7 @@ from fedtandem.config import PartyConfig, RunConfig, load_either
 from fedtandem.data.load import load
 from fedtandem.data.preview import Preview, describe
 from fedtandem.data.public import Sample
+from fedtandem.exchange.coding import MAX_ROWS_BYTES
 from fedtandem.federation.estimate import Work, knowledge_bytes, memory_bytes, seconds
 from fedtandem.federation.skeleton import render, shape_of_model, skeleton
 
@@ -284,6 +285,12 @@ def lines(found: Check, file: str | Path) -> list[str]:
         text.append(
             f"{party.party:<16}{_size(party.memory_bytes):>12}{_size(party.up_bytes):>12}"
             f"{_size(party.down_bytes):>13}{_size(party.adapter_bytes):>14}{_duration(party.seconds):>10}"
+        )
+    heaviest = max(max(party.up_bytes, party.down_bytes) for party in found.parties[1:])
+    if heaviest > MAX_ROWS_BYTES:
+        text.append(
+            f"One party's rows may take {_size(heaviest)}; a receiver unpacks at most {_size(MAX_ROWS_BYTES)} and "
+            "refuses more. Lower knowledge.top_k, or give fewer public samples."
         )
     text += ["", f"all {found.cells} runs of {found.rounds} rounds: about {_duration(found.total_seconds)} on this "
              "machine (to a factor of three), evaluation and pretraining not counted.",
