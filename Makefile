@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test test-oldest check bench lock clean
 
 setup: $(STAMP)
 	@:
@@ -23,6 +23,10 @@ test: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -q
+
+# The fast tests with the lowest versions that pyproject.toml allows.
+test-oldest:
+	@.ci/oldest "$(PYTHON)" "$(LOCK)"
 
 check: setup
 	@$(BIN)/ruff format --check --quiet || { echo "run: $(BIN)/ruff format"; exit 1; }
@@ -41,4 +45,4 @@ lock: setup
 	@mv $(LOCK).new $(LOCK)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
