@@ -1,5 +1,6 @@
 """Text in, token ids and the bytes they stand at out: one tokenizer, whatever its family."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,8 +88,13 @@ class TextTokenizer:
         return TextTokenizer(hf_tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`."""
+        """Write the tokenizer's files into `folder`, so that transformers 4 loads them too."""
         self.hf.save_pretrained(str(folder))
+        config = folder / "tokenizer_config.json"
+        settings = json.loads(config.read_text("utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":  # version 5's name for what 4 knows as:
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
     @cached_property
     def card(self) -> VocabularyCard:
