@@ -62,6 +62,8 @@ class Unlabelled:
     """The share of the written paths a receiver keeps: those with the highest mean log-probability per byte."""
     send_rows: bool = True
     """Send sparse logits with the paths, not the text alone."""
+    returns_checked: bool = False
+    """A client sends back, in place of its own path, a path of the server's of which it verified every step."""
 
 
 @dataclass(frozen=True)
