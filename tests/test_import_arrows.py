@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": EVERYWHERE | LOWEST,
     "tuning": EVERYWHERE | LOWEST,
     # Verdicts on written paths: plain values and the playground's form; no model, no torch.
-    "checking": {"errors", "data"},
+    "checking": EVERYWHERE | {"data"},
     "evaluation": EVERYWHERE | LOWEST,
     "algorithms": EVERYWHERE | LOWEST | {"tuning", "evaluation", "checking"},
     # What a run is: plain values for the rooms below, read by those above alone.
