@@ -162,10 +162,10 @@ def in_words(request: PathsRequest, outcome: "Outcome") -> list[str]:
         lines.append(f"check {request.check}: {told or 'nothing to judge'}")
     if outcome.refused:
         lines.append(f"{len(outcome.refused)} not used, with reasons, in {outcome.refused_file}")
+    distinct = {point.n: point for point in outcome.curve}  # equal confidences stand or fall together
     lines += [
-        f"the surest {point.share:.0%}: {point.right} of {point.n} right ({point.low:.0%} to {point.high:.0%})"
-        for point in outcome.curve
-        if point.share in (0.2, 0.4, 0.6, 0.8, 1.0)
+        f"the surest {point.n}: {point.right} right, that is {point.low:.0%} to {point.high:.0%} (95 %)"
+        for point in distinct.values()
     ]
     lines += [f"no path for prompt {name}: {reason}" for name, reason in outcome.failed[:20]]
     if outcome.failed:
