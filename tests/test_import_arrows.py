@@ -19,11 +19,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": EVERYWHERE | LOWEST,
     "models": EVERYWHERE | LOWEST,
     "tuning": EVERYWHERE | LOWEST,
+    # Verdicts on written paths: plain values and the playground's form; no model, no torch.
+    "checking": EVERYWHERE | {"data"},
     "evaluation": EVERYWHERE | LOWEST,
-    "algorithms": EVERYWHERE | LOWEST | {"tuning", "evaluation"},
+    "algorithms": EVERYWHERE | LOWEST | {"tuning", "evaluation", "checking"},
     # What a run is: plain values for the rooms below, read by those above alone.
-    "config": EVERYWHERE | LOWEST,
-    "federation": EVERYWHERE | LOWEST | {"tuning", "evaluation", "algorithms", "config"},
+    "config": EVERYWHERE | LOWEST | {"checking"},
+    "federation": EVERYWHERE | LOWEST | {"tuning", "evaluation", "checking", "algorithms", "config"},
     "reports": EVERYWHERE | LOWEST | {"config", "federation"},
     "studies": EVERYWHERE
     | LOWEST

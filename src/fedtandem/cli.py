@@ -424,6 +424,21 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# -- paths ---------------------------------------------------------------------------------------------------------
+
+
+def _paths_flags(parser: argparse.ArgumentParser) -> None:
+    from fedtandem.federation.paths import paths_flags
+
+    paths_flags(parser)
+
+
+def _paths(arguments: argparse.Namespace) -> int:
+    from fedtandem.federation.paths import paths_command
+
+    return paths_command(arguments)
+
+
 # -- align, vocabulary -------------------------------------------------------------------------------------------
 
 
@@ -551,6 +566,7 @@ COMMANDS: dict[str, Command] = {
     "study": Command("methods x seeds, with intervals", _study_flags, _study),
     "eval": Command("score a model on held-out rows", _eval_flags, _eval),
     "generate": Command("answer prompts with a small and a large model together", _generate_flags, _generate),
+    "paths": Command("have reasoning paths written for prompts, and checked", _paths_flags, _paths),
     "report": Command("write the page of a run or a study", _report_flags, _report),
     "export": Command(
         "take a trained party out of a run, as PEFT folder or whole model", _export_flags, _export

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fedtandem.reports.html import report_command
+from fedtandem.reports.tables import print_summary
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -129,3 +130,19 @@ def test_text_of_the_record_is_escaped(run_folder, tmp_path):
 
 def test_the_same_record_gives_the_same_page(run_folder, run_page, tmp_path):
     assert report_command(run_folder, tmp_path / "again.html").read_text() == run_page
+
+
+def test_a_checks_counts_stand_on_the_page_and_in_the_table(run_folder, tmp_path, capsys):
+    event = {
+        "time": "2026-11-21T05:00:00+00:00", "event": "check", "method": "fedmkt", "round": 1, "party": "server",
+        "teacher": "clinic-a", "checker": "path", "written": 1234, "accepted": 1000, "refused": 231, "undecided": 2,
+        "failed": 1, "used": 1000, "examples": [{"id": "chain-000042", "reason": "<does not carry on>"}],
+    }  # fmt: skip
+    with (run_folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    page = report_command(run_folder, tmp_path / "page.html").read_text()
+    assert "What the check refused" in page
+    for told in ("1234", "231", "chain-000042: &lt;does not carry on&gt;"):
+        assert told in page
+    print_summary(run_folder)
+    assert "check path: 1,000 of 1,234 written paths used" in capsys.readouterr().out

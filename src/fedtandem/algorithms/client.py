@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fedtandem.algorithms.checked_paths import accepted_only
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
     Choice,
@@ -97,6 +98,7 @@ class Client:
         self._at: str | None = None
         self._knowledge: Knowledge | None = None
         self._told: Knowledge | None = None
+        self._vouched: dict[int, str] = {}
 
     def handle(self, envelope: Envelope) -> Envelope:
         """Answer one envelope: `card`, `work`, `fetch` or `finish`.
@@ -168,6 +170,7 @@ class Client:
         self.wake()
         learner = self.learner
         done = request.round - 1
+        self._vouched = {}
         if request.distil:
             self._learn(done, self._what_the_server_tells(request))
         if request.adapter is not None:
@@ -234,7 +237,7 @@ class Client:
         else:
             want = want and learner.unlabelled.send_rows
             texts, scores, rows, refused = write_knowledge(
-                learner, learner.unlabelled, round_number, self.repeats_private
+                learner, learner.unlabelled, round_number, self.repeats_private, self._vouched
             )
             learner.emit(
                 "paths",
@@ -242,6 +245,7 @@ class Client:
                 party=learner.name,
                 written=sum(map(bool, texts)),
                 refused=refused,
+                returned=len(self._vouched),
             )
         return Knowledge(
             party=learner.name, round=round_number, vocab_hash=self.vocabulary_hash, public_hash=self.public_hash,
@@ -295,7 +299,10 @@ class Client:
             # Without a server's paths a client studies its own: the control with equal prompts and updates.
             source = knowledge if knowledge is not None else self._knowledge
             sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
-            return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
+            heard, vouched = accepted_only(learner, round_number, sources)
+            if knowledge is not None and learner.unlabelled.returns_checked:
+                self._vouched = vouched
+            return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
         own = (
             self._knowledge.scores
             if self._knowledge is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedtandem.algorithms.public_pass import public_pass
 from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
+from fedtandem.checking.checkers import CheckSettings
 from fedtandem.data.public import Sample, public_hash
 from fedtandem.errors import ModelError
 from fedtandem.evaluation.scorer import Evaluation, evaluate
@@ -20,6 +21,8 @@ from fedtandem.models.encoded import Encoded
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.tuning.phase import Example, PhaseReport, PhaseSettings, train_phase
 
+NO_CHECK = CheckSettings()
+"""Every written path is believed."""
 Emit = Callable[..., None]
 """`emit(event, **fields)`: one line of the run's record."""
 Progress = Callable[[str, int, int], None]
@@ -80,6 +83,8 @@ class Learner:
         public_settings: the public phase (steps 6 and 11).
         knowledge: how knowledge is made.
         unlabelled: set where the public set has no answers.
+        check: what written paths must pass before they are learnt.
+        check_answers: the public rows' column with known answers, for checks that compare.
         replay_fraction: share of each public batch that is own data.
         num_rounds: for the schedule, which spans all rounds.
         seed: of the run.
@@ -109,6 +114,8 @@ class Learner:
         chat_template: bool = False,
         reset_optimizer: bool = False,
         eval_batch_size: int = 64,
+        check: CheckSettings = NO_CHECK,
+        check_answers: str | None = None,
         emit: Emit = lambda *_, **__: None,
         progress: Progress = lambda *_: None,
         memo: dict[str, Remembered] | None = None,
@@ -129,6 +136,8 @@ class Learner:
         self.chat_template = chat_template
         self.reset_optimizer = reset_optimizer
         self.eval_batch_size = eval_batch_size
+        self.check = check
+        self.check_answers = check_answers
         self.emit = emit
         self.progress = progress
         self.memo = memo
@@ -288,12 +297,20 @@ class Learner:
                 progress=lambda done, of: self.progress(f"{self.name}: public pass", done, of),
             )  # fmt: skip
 
-    def write(self, round_number: int, max_new_tokens: int, temperature: float = 0.0) -> list[str]:
-        """One answer per public prompt, greedy or drawn; N texts."""
+    def write(
+        self,
+        round_number: int,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        given: Mapping[int, str] | None = None,
+    ) -> list[str]:
+        """One answer per public prompt; N texts: those `given` by sample, the others greedy or drawn."""
+        given = given or {}
+        asked = [i for i in range(len(self.public)) if i not in given]
         with self.timed("write", round_number):
             prompts = [
-                self.lm.tokenizer.encode_prompt(sample.prompt, chat_template=self.chat_template)
-                for sample in self.public
+                self.lm.tokenizer.encode_prompt(self.public[i].prompt, chat_template=self.chat_template)
+                for i in asked
             ]
             written = self.lm.generate(
                 prompts,
@@ -303,7 +320,11 @@ class Learner:
                 temperature=temperature,
                 seed=phase_seed(self.seed, self.name, round_number, "write"),
             )
-            return [self.lm.tokenizer.decode_answer(ids) for ids in written]
+        texts = {
+            **given,
+            **{i: self.lm.tokenizer.decode_answer(ids) for i, ids in zip(asked, written, strict=True)},
+        }
+        return [texts[i] for i in range(len(self.public))]
 
     def evaluate(self, round_number: int) -> dict[str, Evaluation]:
         """Measure the model on its test sets; split -> evaluation."""

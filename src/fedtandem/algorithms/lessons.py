@@ -185,7 +185,11 @@ def _text(knowledge: Knowledge, sample: int) -> str:
 
 
 def write_knowledge(
-    learner: Learner, unlabelled: Unlabelled, round_number: int, refuse: Callable[[str], bool]
+    learner: Learner,
+    unlabelled: Unlabelled,
+    round_number: int,
+    refuse: Callable[[str], bool],
+    given: Mapping[int, str] | None = None,
 ) -> tuple[list[str], np.ndarray, SparseLogits, int]:
     """Write one path per public prompt and score it.
 
@@ -194,12 +198,13 @@ def write_knowledge(
         unlabelled: how paths are made.
         round_number: for the record.
         refuse: true for a path that must not be sent (it repeats private text).
+        given: sample -> the path to send for it in place of one of its own.
 
     Returns:
         Texts ("" where refused or empty), scores (N,) float32 in nats per byte (`inf` there), rows of the texts,
         and how many were refused.
     """
-    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature)
+    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature, given)
     refused = [bool(text) and refuse(text) for text in texts]
     texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
     index = np.flatnonzero([bool(text) for text in texts])

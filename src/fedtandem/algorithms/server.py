@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedtandem.algorithms.checked_paths import accepted_only
 from fedtandem.algorithms.client import Store
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
@@ -179,7 +180,8 @@ class Server:
                 sources = dict(replies)
                 if not self.flow.up and self.knowledge is not None:
                     sources = {learner.name: without_own_rows(self.knowledge, learner.name)}
-                return choose_paths(sources, len(learner.public), learner.unlabelled.confidence_keep), sources
+                heard, _ = accepted_only(learner, round_number, sources)
+                return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
             sources = dict(replies) if self.flow.up else {}
             own = (
                 self.knowledge.scores
@@ -265,8 +267,8 @@ class Server:
             return None
         learner, knowledge = self.learner, self.knowledge
         if learner.unlabelled is not None:
-            if knowledge.rows is None:
-                return knowledge
+            if knowledge.rows is None or learner.check.name != "none":
+                return knowledge  # which paths pass is the receiver's to say
             keep = learner.unlabelled.confidence_keep
             return self._only(choose_paths({learner.name: knowledge}, len(learner.public), keep).kept)
         if knowledge.rows is None:

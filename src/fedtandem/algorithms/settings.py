@@ -69,6 +69,8 @@ class Unlabelled:
     """Send sparse logits with the paths, not the text alone."""
     temperature: float = 0.0
     """0: greedy paths; above 0: drawn ones."""
+    returns_checked: bool = False
+    """A client sends back, in place of its own path, a path of the server's of which it verified every step."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedtandem.checking.checkers import BY_ANSWER
 from fedtandem.config.faults import Fault
 
 if TYPE_CHECKING:
@@ -97,6 +98,24 @@ def _evaluation(config: "RunConfig") -> Iterator[Fault]:
 
 def _public(config: "RunConfig") -> Iterator[Fault]:
     public = config.public
+    by_answer = public.check in BY_ANSWER
+    if public.check != "none" and public.labelled:
+        yield Fault(
+            "public.check", public.check, "checks answers that parties write: set public.labelled = false"
+        )
+    if by_answer and public.check_answers is None:
+        yield Fault(
+            "public.check_answers",
+            None,
+            f"the check {public.check!r} needs the column with the right answers",
+        )
+    if public.check_answers is not None and not by_answer:
+        yield Fault(
+            "public.check_answers", public.check_answers,
+            f"is used by the checks {', '.join(BY_ANSWER)} alone; public.check is {public.check!r}",
+        )  # fmt: skip
+    if public.check_returns and public.check == "none":
+        yield Fault("public.check_returns", True, "returns what was checked: name a check")
     if public.labelled:
         return
     if public.format == "text" and not public.prompt_bytes:

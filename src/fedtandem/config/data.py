@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from fedtandem.checking.checkers import BUILT_IN, FORMS, CheckSettings, named
 from fedtandem.config.section import FilePath, FolderOrName, Section
 
 if TYPE_CHECKING:
@@ -199,6 +200,32 @@ class PublicConfig(DataConfig):
     """Unlabelled: share of the written answers that is learnt, those with the highest log-probability per byte."""
     send_rows: bool = True
     """Unlabelled: send sparse logits with the answers, not the text alone."""
+    check: str = "none"
+    """Unlabelled: what a written answer must pass before it is learnt: `none`, `exact`, `numeric`, `choice` (against
+    `check_answers`), `arithmetic` (recalculates steps), `path` (form and own facts), or "package.module:function"."""
+    check_answers: str | None = None
+    """Column of the public rows with the right answers; used by the check alone, never taught."""
+    check_form: str = "chains"
+    """`path`: what a path looks like: `chains` (the playground), or "package.module:function"."""
+    check_sureness: float = Field(0.9, ge=0, le=1)
+    """`path`: a party claims to know a step when its own data has such steps and its own answer is this probable."""
+    check_undecided: Literal["refuse", "keep"] = "refuse"
+    """What becomes of an answer of which the check cannot tell."""
+    check_timeout_s: float = Field(10.0, gt=0)
+    """A function of your own may take so long for one answer; then it counts as failed."""
+    check_returns: bool = False
+    """A client sends a path of the server's back as its own where it verified every step: the return loop."""
+
+    @field_validator("check", "check_form")
+    @classmethod
+    def _is_known(cls, value: str, info: ValidationInfo) -> str:
+        return named(value, BUILT_IN if info.field_name == "check" else tuple(FORMS))
+
+    def check_settings(self) -> CheckSettings:
+        """The plain value that the algorithms read."""
+        return CheckSettings(
+            self.check, self.check_form, self.check_sureness, self.check_undecided, self.check_timeout_s
+        )
 
 
 class DataRootConfig(Section):

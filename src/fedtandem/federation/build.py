@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from fedtandem.algorithms.checked_paths import prepare_check
 from fedtandem.algorithms.client import Client
 from fedtandem.algorithms.learner import Emit, Learner, Progress, Remembered, TestSet
 from fedtandem.algorithms.server import Server
@@ -70,6 +71,7 @@ def load_parts(config: RunConfig, progress: Progress) -> Parts:
     """
     public = load_samples(config.public.to_source(), where="public set")
     check_samples(public, labelled=config.public.labelled, where="public set")
+    prepare_check(config.public.check_settings(), public, config.public.check_answers)
     parties: dict[str, PartyParts] = {}
     members = [(SERVER, config.server), *((client.name, client) for client in config.clients)]
     for at, (name, party) in enumerate(members):
@@ -211,6 +213,7 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
             config.public.confidence_keep,
             config.public.send_rows,
             config.public.temperature,
+            config.public.check_returns,
         )
     on_server = name == SERVER
     hard_weight = distillation.hard_weight_for(mode, server=on_server)
@@ -249,6 +252,8 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
         chat_template=section.chat_template,
         reset_optimizer=distillation.reset_optimizer,
         eval_batch_size=config.evaluation.batch_size,
+        check=config.public.check_settings(),
+        check_answers=config.public.check_answers,
         emit=emit,
         progress=progress,
         memo=parts.memo

@@ -60,6 +60,32 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What a learner's check said of one producer's paths in one round.
+
+    Attributes:
+        checker: its name.
+        written: paths that came.
+        accepted, refused, undecided, failed: verdicts; `failed` are faults of the checker itself.
+        used: paths that may be learnt.
+        examples: (prompt id, reason) of a few that may not.
+    """
+
+    method: str
+    round: int
+    learner: str
+    producer: str
+    checker: str
+    written: int
+    accepted: int
+    refused: int
+    undecided: int
+    failed: int
+    used: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Crossing:
     """How well a teacher's tokens fit a learner's."""
 
@@ -117,6 +143,7 @@ class RunRecord:
     scores: tuple[Score, ...]
     points: tuple[Point, ...]
     lessons: tuple[Lesson, ...]
+    checked: tuple[Checked, ...]
     crossings: tuple[Crossing, ...]
     traffic: tuple[Traffic, ...]
     phases: tuple[Phase, ...]
@@ -219,6 +246,7 @@ def read_run(folder: Path) -> RunRecord:
         scores=scores,
         points=points,
         lessons=tuple(_lesson(e) for e in events if e["event"] == "selection"),
+        checked=tuple(_checked(e) for e in events if e["event"] == "check"),
         crossings=tuple(_crossing(e) for e in events if e["event"] == "alignment"),
         traffic=tuple(_traffic(e) for e in events if e["event"] == "bytes"),
         phases=tuple(_phase(e) for e in events if e["event"] == "phase"),
@@ -289,6 +317,23 @@ def _lesson(e: Mapping[str, Any]) -> Lesson:
         int(e["skipped"]),
         int(e.get("unscored", 0)),
         {name: float(mass) for name, mass in (e.get("kept_mass") or {}).items()},
+    )
+
+
+def _checked(e: Mapping[str, Any]) -> Checked:
+    return Checked(
+        str(e.get("method", "")),
+        int(e["round"]),
+        str(e["party"]),
+        str(e["teacher"]),
+        str(e["checker"]),
+        int(e["written"]),
+        int(e["accepted"]),
+        int(e["refused"]),
+        int(e["undecided"]),
+        int(e["failed"]),
+        int(e["used"]),
+        tuple((str(example["id"]), str(example["reason"])) for example in e.get("examples", ())),
     )
 
 

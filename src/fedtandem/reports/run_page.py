@@ -42,6 +42,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
             [p for p in run.points if (p.method, p.party) in drawn], run.main, controls
         ),
         "taught": who_taught(main_lessons, colours),
+        "checked": [checked for checked in run.checked if checked.method in (run.main, "")],
         "traffic": bytes_by_round(main_traffic, colours),
         "colours": [(party, colours[party] + 1) for party in run.parties],
         "clients": [(party, colours[party] + 1) for party in run.parties if party != SERVER],

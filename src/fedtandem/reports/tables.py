@@ -47,6 +47,10 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
     )
     for verdict in signatures(contrasts, run_payload(run)):
         shown.print(f"[{_STYLES[verdict.level]}]{verdict.signature}:[/] {verdict.text}", highlight=False)
+    mine = [checked for checked in run.checked if checked.method == run.main]
+    if mine:
+        used, written = sum(c.used for c in mine), sum(c.written for c in mine)
+        shown.print(f"check {mine[0].checker}: {used:,} of {written:,} written paths used", highlight=False)
     costs = run_costs(run)
     for cost in costs[:1]:
         up_down = (
