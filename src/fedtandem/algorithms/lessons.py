@@ -185,7 +185,11 @@ def _text(knowledge: Knowledge, sample: int) -> str:
 
 
 def write_knowledge(
-    learner: Learner, unlabelled: Unlabelled, round_number: int, refuse: Callable[[str], bool]
+    learner: Learner,
+    unlabelled: Unlabelled,
+    round_number: int,
+    refuse: Callable[[str], bool],
+    wanted: np.ndarray | None = None,
 ) -> tuple[list[str], np.ndarray, SparseLogits, int]:
     """Write one path per public prompt and score it.
 
@@ -194,12 +198,16 @@ def write_knowledge(
         unlabelled: how paths are made.
         round_number: for the record.
         refuse: true for a path that must not be sent (it repeats private text).
+        wanted: write for these prompts only; ascending.
 
     Returns:
-        Texts ("" where refused or empty), scores (N,) float32 in nats per byte (`inf` there), rows of the texts,
-        and how many were refused.
+        Texts ("" where refused, empty or not wanted), scores (N,) float32 in nats per byte (`inf` there), rows of
+        the texts, and how many were refused.
     """
-    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature)
+    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature, index=wanted)
+    if wanted is not None:
+        written = dict(zip(wanted.tolist(), texts, strict=True))
+        texts = [written.get(i, "") for i in range(len(learner.public))]
     refused = [bool(text) and refuse(text) for text in texts]
     texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
     index = np.flatnonzero([bool(text) for text in texts])
