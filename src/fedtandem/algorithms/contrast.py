@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedtandem.algorithms.learner import Learner, Lesson, phase_seed
+from fedtandem.algorithms.learner import Learner, Lesson
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.sequence_scores import batch_log_probs, n_path_tokens, sequence_log_probs
 from fedtandem.distillation.contrastive_reasoning import prefer
@@ -122,9 +122,8 @@ def make_contrast(
     if not wanted or learner.unlabelled is None:
         return contrast
     items = [int(kept[at]) for at, _ in wanted]
-    seed = phase_seed(learner.seed, learner.name, round_number, "negatives")
     written = learner.write(
-        round_number, learner.unlabelled.max_new_tokens, items, temperature=NEGATIVE_TEMPERATURE, seed=seed
+        round_number, learner.unlabelled.max_new_tokens, NEGATIVE_TEMPERATURE, index=items, phase="negatives"
     )
     learnt = [_path_text(learner, lesson.texts[at]) for at, _ in wanted]
     usable = [j for j, text in enumerate(written) if text and text != learnt[j]]

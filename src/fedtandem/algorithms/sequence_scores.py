@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedtandem.models.encoded import ANSWER, Encoded
-from fedtandem.models.language_model import LanguageModel, collate
+from fedtandem.models.language_model import LanguageModel, PaddingSide, collate
 from fedtandem.selection.items import EMBEDDING, Floats
 
 
-def batch_log_probs(lm: LanguageModel, texts: Sequence[Encoded]) -> Tensor:
+def batch_log_probs(
+    lm: LanguageModel, texts: Sequence[Encoded], padding_side: PaddingSide = "right"
+) -> Tensor:
     """log p(path | prompt) of each text, summed over the path's tokens, EOS included; (B,), with gradient.
 
     Source: specification of LaDa, section 3; prompt and padding take no part.
     """
-    batch = collate(texts, lm.tokenizer.pad_id).to(lm.device)
+    batch = collate(texts, lm.tokenizer.pad_id, padding_side).to(lm.device)
     logits = lm.logits_at(batch).float()
     losses = F.cross_entropy(logits, batch.targets, reduction="none")  # (P,)
     answer = np.concatenate([text.segment == ANSWER for text in texts])

@@ -45,7 +45,6 @@ def greedy(
     device: torch.device,
     choose: Choose,
     on_progress: Callable[[int, int], None] | None = None,
-    choose: Choose | None = None,
 ) -> list[Ids]:
     """The most likely (or a drawn) next token, again and again, until EOS or `max_new_tokens`.
 
@@ -60,7 +59,6 @@ def greedy(
     Raises:
         ModelError: a prompt is empty or leaves no room in the model's context.
     """
-    choose = choose or chooser(0.0, 0)
     results: list[Ids] = [np.zeros(0, dtype=np.int32)] * len(prompts)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:

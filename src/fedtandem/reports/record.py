@@ -60,6 +60,31 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Items:
+    """What a selector chose for one pair in one round, in items.
+
+    Attributes:
+        producer, learner: who taught whom.
+        spearman: between the selector's scores and the rewards, before it learnt from them; None where it does not.
+        gain, probe_gain: how much likelier the right paths became, of the items trained on and of the probe.
+    """
+
+    method: str
+    round: int
+    learner: str
+    producer: str
+    selector: str
+    direction: str
+    pool: int
+    selected: int
+    trained: int
+    reasons: Mapping[str, int]
+    spearman: float | None
+    gain: float | None
+    probe_gain: float | None
+
+
+@dataclass(frozen=True)
 class Crossing:
     """How well a teacher's tokens fit a learner's."""
 
@@ -117,6 +142,7 @@ class RunRecord:
     scores: tuple[Score, ...]
     points: tuple[Point, ...]
     lessons: tuple[Lesson, ...]
+    items: tuple[Items, ...]
     crossings: tuple[Crossing, ...]
     traffic: tuple[Traffic, ...]
     phases: tuple[Phase, ...]
@@ -219,6 +245,7 @@ def read_run(folder: Path) -> RunRecord:
         scores=scores,
         points=points,
         lessons=tuple(_lesson(e) for e in events if e["event"] == "selection"),
+        items=tuple(_items(e) for e in events if e["event"] == "items"),
         crossings=tuple(_crossing(e) for e in events if e["event"] == "alignment"),
         traffic=tuple(_traffic(e) for e in events if e["event"] == "bytes"),
         phases=tuple(_phase(e) for e in events if e["event"] == "phase"),
@@ -290,6 +317,14 @@ def _lesson(e: Mapping[str, Any]) -> Lesson:
         int(e.get("unscored", 0)),
         {name: float(mass) for name, mass in (e.get("kept_mass") or {}).items()},
     )
+
+
+def _items(e: Mapping[str, Any]) -> Items:
+    return Items(
+        str(e.get("method", "")), int(e["round"]), str(e["party"]), str(e["teacher"]), str(e["selector"]),
+        str(e["direction"]), int(e["pool"]), int(e["selected"]), int(e["trained"]), dict(e["reasons"]),
+        e.get("spearman"), e.get("gain"), e.get("probe_gain"),
+    )  # fmt: skip
 
 
 def _crossing(e: Mapping[str, Any]) -> Crossing:

@@ -132,10 +132,12 @@ class Heuristic:
         """The best rows; see `items.ItemSelector`."""
         pool = self._pool[0]
         rows = rows.take(~np.isin(rows.ids, pool.probe) & (rows.verdict != WRONG))
+        if len(rows) == 0:
+            return Selection(rows.ids, np.zeros(0), np.zeros(0), ())
         scores = self._checked(self.score(rows, draw(pool.seed, pair, round, "score")), len(rows))
         k = len(rows) if self.takes_all else budget
         at = best(scores, k, draw(pool.seed, pair, round, "ties"))
-        is_cold = len(rows) > 0 and bool(np.isnan(scores).all())
+        is_cold = bool(np.isnan(scores).all())
         return Selection(
             ids=rows.ids[at],
             scores=scores[at],

@@ -265,7 +265,7 @@ class ExploitExplore:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                total += float(loss) * len(rows)
+                total += float(loss.detach()) * len(rows)
         return total / max(1, len(target))
 
     def state_dict(self) -> dict[str, Tensor]:
