@@ -169,7 +169,7 @@ def test_saved_in_the_middle_of_a_run_it_selects_the_same(name: str) -> None:
 
 def agreement(name: str, seed: int) -> float:
     """Spearman of the filter's scores with the true worth of all items, after five rounds of 300."""
-    world = World(1000, seed=seed)
+    world = World(1000, seed=seed, credit=4)
     selector = ready(name, world)
     play(selector, world, 5, 300)
     from fedtandem.selection.learnability import contexts
@@ -180,8 +180,8 @@ def agreement(name: str, seed: int) -> float:
 
 @pytest.mark.slow
 def test_a_planted_value_is_recovered_from_batch_credit_and_not_from_shuffled_rewards() -> None:
-    assert np.mean([agreement("lada", seed) for seed in range(3)]) > 0.8
-    assert abs(np.mean([agreement("lada_shuffled", seed) for seed in range(6)])) < 0.2
+    assert np.mean([agreement("lada", seed) for seed in range(2)]) > 0.8
+    assert abs(np.mean([agreement("lada_shuffled", seed) for seed in range(4)])) < 0.2
 
 
 def test_weight_0_adds_no_term_and_a_weight_adds_it() -> None:

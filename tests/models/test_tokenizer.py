@@ -221,7 +221,9 @@ def test_a_chat_template_holds_no_positions_and_its_marks_are_tokens(tokenizers)
 
 def test_saved_and_loaded_it_is_the_same_vocabulary(tokenizers, tmp_path):
     tokenizers["stories"].save(tmp_path)
-    assert "TokenizersBackend" not in (tmp_path / "tokenizer_config.json").read_text()  # unknown to transformers 4
+    assert (
+        "TokenizersBackend" not in (tmp_path / "tokenizer_config.json").read_text()
+    )  # unknown to transformers 4
     again = TextTokenizer.from_pretrained(tmp_path)
     assert again.card.hash == tokenizers["stories"].card.hash
     assert (

@@ -90,7 +90,7 @@ def test_the_networks_learn_a_linear_value_and_the_second_lowers_what_the_first_
     assert not model.trained
     buffer = Buffer.empty(25)
     losses = []
-    for t in range(1, 5):
+    for t in range(1, 11):
         buffer.add(c[:300], value[:300], t, np.zeros(300, np.int64))
         losses.append(model.train(buffer, np.random.default_rng(t)))
     assert model.trained

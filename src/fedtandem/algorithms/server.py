@@ -310,10 +310,11 @@ class Server:
         self._portion = None
 
     def _union_of_requests(self) -> np.ndarray | None:
-        """The prompts any client asked to be taught; None: all."""
-        if self.offering is None or self.offering.selector is not None or not self.flow.down:
+        """The prompts of an unlabelled set that any client asked to be taught; None: all."""
+        offering = self.offering
+        if offering is None or offering.selector is not None or self.learner.unlabelled is None:
             return None
-        asked = list(self.offering.asked.values())
+        asked = list(offering.asked.values())
         return np.unique(np.concatenate(asked)) if asked else np.zeros(0, np.int64)
 
     def knowledge_for(self, name: str, round_number: int, everyone: list[str]) -> Knowledge | None:

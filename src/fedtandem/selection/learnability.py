@@ -190,6 +190,7 @@ class ExploitExplore:
         explore_weight: of f2 in u.
         seed: of the initial weights.
         epochs: over the buffer, each time new rewards come.
+        batch_size: large, for rewards are noisy: small batches learn the noise, and cost more.
 
     Source: specification of LaDa, section 4; sizes are ours (SamS's serve 7B models).
     """
@@ -201,7 +202,7 @@ class ExploitExplore:
         explore_weight: float = 0.1,
         seed: int = 0,
         epochs: int = 10,
-        batch_size: int = 32,
+        batch_size: int = 256,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.explore_weight = explore_weight
