@@ -217,6 +217,7 @@ class PoolScorer:
 
 def _log_probs(scores: np.ndarray, n_bytes: Ids) -> Floats:
     """Scores per byte as log-probabilities; `inf` (not scored) becomes unknown."""
-    found: Floats = -scores.astype(np.float64) * n_bytes
-    found[~np.isfinite(found) | (n_bytes == 0)] = np.nan
+    known = np.isfinite(scores) & (n_bytes > 0)
+    found = np.full(len(n_bytes), np.nan)
+    found[known] = -scores[known].astype(np.float64) * n_bytes[known]
     return found
