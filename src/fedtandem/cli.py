@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
+from fedtandem.federation.select import select_call, select_flags
 
 EXIT_CODES = (
     "exit codes: 0 ok, 1 internal error, 2 usage or config, 3 data, 4 model or tokenizer, 5 network, 6 quorum,\n"
@@ -567,6 +568,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("score a model on held-out rows", _eval_flags, _eval),
     "generate": Command("answer prompts with a small and a large model together", _generate_flags, _generate),
     "paths": Command("have reasoning paths written for prompts, and checked", _paths_flags, _paths),
+    "select": Command("choose which prompts a model should learn from another", select_flags, select_call),
     "report": Command("write the page of a run or a study", _report_flags, _report),
     "export": Command(
         "take a trained party out of a run, as PEFT folder or whole model", _export_flags, _export

@@ -97,7 +97,8 @@ hard_weight = 0.1
 untaught = "labels"
 replay_fraction = 0.0
 [selection]
-selector = "dual_min_ce"
+teacher = "dual_min_ce"
+selector = "all"
 on_self = "skip"
 [federation]
 carrier = "local"
@@ -423,7 +424,12 @@ CLIENT = {"name": "c", "model": "org/slm", "data": {"path": "a.jsonl"}}
             "give it a data table",
         ),
         ({"distillation": {"replay_fraction": 1.0}}, "distillation.replay_fraction", "less than 1"),
-        ({"selection": {"selector": "best"}}, "selection.selector", "package.module:function"),
+        ({"selection": {"teacher": "best"}}, "selection.teacher", "package.module:function"),
+        ({"selection": {"selector": "confident-gap"}}, "selection.selector", 'did you mean "confident_gap"?'),
+        ({"selection": {"selector": "none"}}, "selection.selector", 'set selection.teacher = "none"'),
+        ({"selection": {"budget": 0}}, "selection.budget", "a count of 1 or more"),
+        ({"selection": {"budget": 1.5}}, "selection.budget", "a share above 0 and at most 1.0"),
+        ({"selection": {"checker": "exact"}}, "selection.checker", "package.module:function"),
         (
             {"evaluation": {"sets": [{"name": "t", "metric": "bleu", "data": {"path": "a"}}]}},
             "evaluation.sets.t.metric",

@@ -18,7 +18,7 @@ from fedtandem.evaluation.curves import (
     random_curve,
     worst_decile,
 )
-from fedtandem.evaluation.signatures import spearman
+from fedtandem.selection.rank_correlation import spearman
 
 bits = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=20)
 

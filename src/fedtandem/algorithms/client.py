@@ -1,6 +1,7 @@
 """A FedMKT client: it answers envelopes, keeps its private data, and repeats a stored reply rather than its work."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedtandem.algorithms.meeting import (
     without_own_rows,
     without_rows,
 )
+from fedtandem.algorithms.selecting import Selecting
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
 from fedtandem.data.public import public_hash
@@ -64,6 +66,7 @@ class Client:
         repeats_private: true for a text that shares a long run of bytes with the private set.
         keep_in_memory: false drops the in-memory state between messages, as a deployment does.
         report: told the evaluations of a round; (round, split -> evaluation).
+        selecting: names the items it learns from the server; None: all.
 
     Source: FedMKT, arXiv:2406.02224v4, appendix A, the client's steps 1-3 and 9-11; specification of the
     federation, sections 4 and 6.
@@ -81,6 +84,7 @@ class Client:
         repeats_private: Callable[[str], bool],
         keep_in_memory: bool = True,
         report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
+        selecting: Selecting | None = None,
     ) -> None:
         self.learner = learner
         self.flow = flow
@@ -91,6 +95,7 @@ class Client:
         self.repeats_private = repeats_private
         self.keep_in_memory = keep_in_memory
         self.report = report
+        self.selecting = selecting
         self.classroom = Classroom(learner, remembers=flow.server_stands and keep_in_memory)
         self.vocabulary_hash = learner.lm.tokenizer.card.hash
         self.public_hash = public_hash(learner.public)
@@ -181,7 +186,10 @@ class Client:
             self.report(done, learner.evaluate(done))
         if request.tune:
             learner.tune(request.round)
-        knowledge = self._make_knowledge(request.round) if passes and self._needs_scores() else None
+        knowledge = None
+        if passes and self._needs_scores():
+            knowledge = self._make_knowledge(request.round, request.wanted)
+        wanted = self._ask_ahead(request.round, knowledge) if passes else None
         sent = None
         if knowledge is not None and self.flow.up:
             sent = knowledge if request.want_rows else without_rows(knowledge)
@@ -190,9 +198,10 @@ class Client:
             adapter = {name: value.float().numpy() for name, value in learner.lm.state().items()}
         reply = WorkReply(
             round=request.round, party=learner.name, knowledge=sent, adapter=adapter, metrics=[],
-            n_private=len(learner.own),
+            n_private=len(learner.own), wanted=wanted,
         ).to_envelope()  # fmt: skip
-        files = {"reply": reply.to_bytes(), "state": pack_state(learner.state())}
+        selection = {} if self.selecting is None else self.selecting.state()
+        files = {"reply": reply.to_bytes(), "state": pack_state({**learner.state(), **selection})}
         if knowledge is not None:
             files["knowledge"], knowledge = as_kept(knowledge)
         self.store.save(key, files)
@@ -208,7 +217,10 @@ class Client:
         newest = keys[-1] if keys else None
         if newest is not None and newest != self._at:
             files = self.store.load(newest)
-            self.learner.load_state(unpack_state(files["state"]))
+            state = unpack_state(files["state"])
+            self.learner.load_state(state)
+            if self.selecting is not None:
+                self.selecting.load_state(state)
             if "knowledge" in files:
                 self._knowledge = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
             self._at = newest
@@ -228,7 +240,14 @@ class Client:
         alone = not self.flow.down
         return self.flow.clients_learn and (alone if self.learner.unlabelled is not None else not alone)
 
-    def _make_knowledge(self, round_number: int) -> Knowledge:
+    def _ask_ahead(self, round_number: int, own: Knowledge | None) -> np.ndarray | None:
+        """The items of the next lesson, named by the very model that will be trained on them."""
+        if self.selecting is None or not self.selecting.asks_ahead:
+            return None
+        self.selecting.choose(round_number, [self.learner.name], own)
+        return self.selecting.wanted(self.learner.name)
+
+    def _make_knowledge(self, round_number: int, wanted: np.ndarray | None) -> Knowledge:
         learner = self.learner
         texts = None
         want = self.flow.up or learner.knowledge.on_self == "self"
@@ -237,7 +256,7 @@ class Client:
         else:
             want = want and learner.unlabelled.send_rows
             texts, scores, rows, refused = write_knowledge(
-                learner, learner.unlabelled, round_number, self.repeats_private, self._vouched
+                learner, learner.unlabelled, round_number, self.repeats_private, self._vouched, wanted
             )
             learner.emit(
                 "paths",
@@ -290,11 +309,19 @@ class Client:
         with learner.timed("transport", round_number):
             lesson = self.classroom.lesson(choice, sources, own_rows)
         if self.flow.down:
-            report_choice(learner, round_number, choice, sources, self.classroom)
-        learner.learn(round_number, lesson)
+            report_choice(
+                learner, round_number, choice, sources, self.classroom, is_part=self.selecting is not None
+            )
+        if self.selecting is None:
+            learner.learn(round_number, lesson)
+        else:
+            taught_by = {learner.name: producer for producer in sources}  # noqa: B035 (there is one at most)
+            self.selecting.learn(round_number, lesson, choice, taught_by)
 
     def _choose(self, round_number: int, knowledge: Knowledge | None) -> tuple[Choice, dict[str, Knowledge]]:
         learner = self.learner
+        if self.selecting is not None:
+            return self._choose_selected(self.selecting, round_number, knowledge)
         if learner.unlabelled is not None:
             # Without a server's paths a client studies its own: the control with equal prompts and updates.
             source = knowledge if knowledge is not None else self._knowledge
@@ -311,6 +338,28 @@ class Client:
         sources = {} if knowledge is None else {knowledge.party: knowledge}
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
         return choose(own, sources, self.selector, generator), sources
+
+    def _choose_selected(
+        self, selecting: Selecting, round_number: int, knowledge: Knowledge | None
+    ) -> tuple[Choice, dict[str, Knowledge]]:
+        """The same among the selected items; where they were not asked for, they are named now."""
+        learner = self.learner
+        sources = {}
+        if knowledge is not None:
+            selecting.hold(learner.name, knowledge)
+            if not selecting.asks_ahead:
+                selecting.choose(round_number, [learner.name], self._knowledge)
+            sources = {knowledge.party: selecting.only_chosen(learner.name, knowledge)}
+        if learner.unlabelled is not None:
+            heard, vouched = accepted_only(learner, round_number, sources)
+            if knowledge is not None and learner.unlabelled.returns_checked:
+                self._vouched = vouched
+            return choose_paths(heard, len(learner.public), 1.0), sources
+        own = np.full(len(learner.public), np.inf, np.float32)
+        own = own if self._knowledge is None else self._knowledge.scores
+        generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
+        choice = choose(own, sources, self.selector, generator)
+        return replace(choice, kept=selecting.ids(learner.name)), sources
 
     def _own_rows(self, samples: np.ndarray) -> SparseLogits:
         if self._knowledge is None or self._knowledge.rows is None:

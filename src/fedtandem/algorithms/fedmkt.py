@@ -73,6 +73,7 @@ def run_fedmkt(server: Server, clients: Clients, emit: Emit) -> None:
         emit("round_started", round=round_number)
         replies = _work(server, clients, round_number) if flow.asks_clients else {}
         if replies is not None:
+            server.note_requests(replies)
             told = {name: reply.knowledge for name, reply in replies.items() if reply.knowledge is not None}
             server.learn(round_number, told, partial(_fetch, server, clients, round_number))
             server.finish_round(round_number)
@@ -133,17 +134,20 @@ def _ask(
     give_back: bool = False,
 ) -> dict[str, WorkReply] | None:
     last = round_number > server.rounds.num_rounds
-    written: dict[tuple[int, bool], Envelope] = {}  # who is sent the same gets the same bytes, packed once
+    # Who is sent the same gets the same bytes, packed once.
+    written: dict[tuple[int, bool, bytes], Envelope] = {}
     requests = {}
     for name in names:
         told, stands = knowledge[name], server.has_told(name, knowledge[name])
-        if (id(told), stands) not in written:
-            written[id(told), stands] = WorkRequest(
+        wanted = None if give_back or last else server.wanted_from(name)
+        content = (id(told), stands, b"" if wanted is None else wanted.tobytes())
+        if content not in written:
+            written[content] = WorkRequest(
                 round=round_number, knowledge=None if stands else told, adapter=adapter, distil=distil, tune=tune,
                 want_rows=not server.learner.knowledge.two_phase, return_adapter=give_back,
-                stands=told.round if stands and told is not None else None,
+                stands=told.round if stands and told is not None else None, wanted=wanted,
             ).to_envelope(kind="finish" if last else "work")  # fmt: skip
-        requests[name] = written[id(told), stands]
+        requests[name] = written[content]
 
     def decode(name: str, envelope: Envelope) -> WorkReply:
         return WorkReply.from_envelope(envelope, expected=server.expected(name, round_number))

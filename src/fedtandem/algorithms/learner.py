@@ -19,7 +19,7 @@ from fedtandem.evaluation.scorer import Evaluation, evaluate
 from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.tuning.phase import Example, PhaseReport, PhaseSettings, train_phase
+from fedtandem.tuning.phase import Example, OnBatch, PhaseReport, PhaseSettings, count_steps, train_phase
 
 NO_CHECK = CheckSettings()
 """Every written path is believed."""
@@ -218,8 +218,20 @@ class Learner:
                 )
         return digest.hexdigest()
 
-    def learn(self, round_number: int, lesson: Lesson) -> None:
-        """Steps 6 and 11: one public phase, labels and teachers together, own data replayed."""
+    def learn(
+        self,
+        round_number: int,
+        lesson: Lesson,
+        *,
+        on_batch: OnBatch | None = None,
+        updates_of: int | None = None,
+    ) -> None:
+        """Steps 6 and 11: one public phase, labels and teachers together, own data replayed.
+
+        Args:
+            on_batch: told the lesson's places in every update; may add a loss of its own.
+            updates_of: make as many updates as so many texts would take.
+        """
         examples = [
             Example(text, rows, taught)
             for text, rows, taught in zip(lesson.texts, lesson.rows, lesson.taught, strict=True)
@@ -228,7 +240,12 @@ class Learner:
             (self.own_examples if self.replay is None else self.replay) if self.replay_fraction > 0 else []
         )
         fraction = self.replay_fraction if replay else 0.0
-        self._train("public", round_number, examples, self.public_settings, replay, fraction)
+        settings = self.public_settings
+        if updates_of is not None:
+            settings = replace(
+                settings, max_steps=count_steps(updates_of, settings, replay_fraction=fraction)
+            )
+        self._train("public", round_number, examples, settings, replay, fraction, on_batch)
 
     def _train(
         self,
@@ -238,6 +255,7 @@ class Learner:
         settings: PhaseSettings,
         replay: list[Example],
         replay_fraction: float,
+        on_batch: OnBatch | None = None,
     ) -> None:
         if not examples:
             self.emit(
@@ -259,6 +277,7 @@ class Learner:
             progress_span=span,
             seed=phase_seed(self.seed, self.name, round_number, phase),
             on_step=lambda step, of, _parts: self.progress(f"{self.name}: {phase} tuning", step, of),
+            on_batch=on_batch,
         )
         self.optimizers[phase] = report.optimizer_state
         if report.delta_norm == 0.0:
@@ -302,15 +321,20 @@ class Learner:
         round_number: int,
         max_new_tokens: int,
         temperature: float = 0.0,
-        given: Mapping[int, str] | None = None,
+        *,
+        index: Sequence[int] | np.ndarray | None = None,
+        phase: str = "write",
     ) -> list[str]:
-        """One answer per public prompt; N texts: those `given` by sample, the others greedy or drawn."""
-        given = given or {}
-        asked = [i for i in range(len(self.public)) if i not in given]
-        with self.timed("write", round_number):
+        """One answer per public prompt, or per prompt of `index`; greedy or drawn.
+
+        Args:
+            phase: names the work in the record, and seeds the draws.
+        """
+        with self.timed(phase, round_number):
+            asked = self.public if index is None else [self.public[i] for i in index]
             prompts = [
-                self.lm.tokenizer.encode_prompt(self.public[i].prompt, chat_template=self.chat_template)
-                for i in asked
+                self.lm.tokenizer.encode_prompt(sample.prompt, chat_template=self.chat_template)
+                for sample in asked
             ]
             written = self.lm.generate(
                 prompts,
@@ -318,13 +342,9 @@ class Learner:
                 batch_size=self.eval_batch_size * 2,
                 on_progress=lambda done, of: self.progress(f"{self.name}: writing answers", done, of),
                 temperature=temperature,
-                seed=phase_seed(self.seed, self.name, round_number, "write"),
+                seed=phase_seed(self.seed, self.name, round_number, phase),
             )
-        texts = {
-            **given,
-            **{i: self.lm.tokenizer.decode_answer(ids) for i, ids in zip(asked, written, strict=True)},
-        }
-        return [texts[i] for i in range(len(self.public))]
+            return [self.lm.tokenizer.decode_answer(ids) for ids in written]
 
     def evaluate(self, round_number: int) -> dict[str, Evaluation]:
         """Measure the model on its test sets; split -> evaluation."""

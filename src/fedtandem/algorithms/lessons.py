@@ -190,6 +190,7 @@ def write_knowledge(
     round_number: int,
     refuse: Callable[[str], bool],
     given: Mapping[int, str] | None = None,
+    wanted: np.ndarray | None = None,
 ) -> tuple[list[str], np.ndarray, SparseLogits, int]:
     """Write one path per public prompt and score it.
 
@@ -199,12 +200,18 @@ def write_knowledge(
         round_number: for the record.
         refuse: true for a path that must not be sent (it repeats private text).
         given: sample -> the path to send for it in place of one of its own.
+        wanted: write for these prompts only; ascending.
 
     Returns:
-        Texts ("" where refused or empty), scores (N,) float32 in nats per byte (`inf` there), rows of the texts,
-        and how many were refused.
+        Texts ("" where refused, empty or not wanted), scores (N,) float32 in nats per byte (`inf` there), rows of
+        the texts, and how many were refused.
     """
-    texts = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature, given)
+    prompts = range(len(learner.public)) if wanted is None else wanted.tolist()
+    given = {i: (given or {})[i] for i in prompts if i in (given or {})}
+    asked = [i for i in prompts if i not in given]
+    written = learner.write(round_number, unlabelled.max_new_tokens, unlabelled.temperature, index=asked)
+    by_prompt = {**given, **dict(zip(asked, written, strict=True))}
+    texts = [by_prompt.get(i, "") for i in range(len(learner.public))]
     refused = [bool(text) and refuse(text) for text in texts]
     texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
     index = np.flatnonzero([bool(text) for text in texts])

@@ -28,6 +28,8 @@ from fedtandem.algorithms.meeting import (
     without_own_rows,
     without_rows,
 )
+from fedtandem.algorithms.offering import Offering, as_hex, from_hex, only_items
+from fedtandem.algorithms.selecting import Selecting
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
 from fedtandem.data.public import public_hash
@@ -36,7 +38,7 @@ from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
-from fedtandem.exchange.messages import FetchReply
+from fedtandem.exchange.messages import FetchReply, WorkReply
 from fedtandem.exchange.reading import Expected
 from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.selection.selectors import Selector
@@ -49,6 +51,8 @@ class Server:
     Args:
         learner: the LLM and its data.
         flow, rounds, selector, make_map, store, report: as for `Client`.
+        selecting: names the items it learns from each client; None: all.
+        offering: what each client asked to be taught; None: all.
 
     Attributes:
         knowledge: S_0 of the last round: scores, rows and, on an unlabelled set, paths.
@@ -67,6 +71,8 @@ class Server:
         store: Store,
         *,
         report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
+        selecting: Selecting | None = None,
+        offering: Offering | None = None,
     ) -> None:
         self.learner = learner
         self.flow = flow
@@ -75,6 +81,8 @@ class Server:
         self.make_map = make_map
         self.store = store
         self.report = report
+        self.selecting = selecting
+        self.offering = offering
         self.classroom = Classroom(learner)
         self.public_hash = public_hash(learner.public)
         self.cards: dict[str, Card] = {}
@@ -121,6 +129,7 @@ class Server:
             self._answers_of_the_untouched_model()
         if self.flow.server_learns or self.flow.up or self.flow.down:
             self._pass(0)
+        self._ask_ahead(1)
 
     def _answers_of_the_untouched_model(self) -> None:
         """What the server replays when it has no data of its own; written once, kept for every round."""
@@ -141,7 +150,29 @@ class Server:
         unlabelled = self.learner.unlabelled
         return 64 if unlabelled is None else unlabelled.max_new_tokens
 
+    def note_requests(self, replies: Mapping[str, WorkReply]) -> None:
+        """Remember what each client asked to be taught."""
+        if self.offering is not None:
+            self.offering.asked |= {
+                name: reply.wanted for name, reply in replies.items() if reply.wanted is not None
+            }
+
     # -- one round -------------------------------------------------------------------------------------------------
+
+    def _ask_ahead(self, round_number: int) -> None:
+        """The items of the next round's lesson from each client."""
+        if (
+            self.selecting is not None
+            and self.selecting.asks_ahead
+            and round_number <= self.rounds.num_rounds
+        ):
+            self.selecting.choose(round_number, sorted(self.cards), self.knowledge)
+
+    def wanted_from(self, name: str) -> np.ndarray | None:
+        """What a client is asked for in the next message; None: everything."""
+        if self.selecting is None or not self.selecting.asks_ahead:
+            return None
+        return self.selecting.wanted(name)
 
     def learn(self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch") -> None:
         """Steps 4-6: choose who teaches which sample, bring the rows over, train.
@@ -168,20 +199,30 @@ class Server:
         with learner.timed("transport", round_number):
             lesson = self.classroom.lesson(choice, sources, own_rows)
         if self.flow.up:
-            report_choice(learner, round_number, choice, sources, self.classroom)
-        learner.learn(round_number, lesson)
+            report_choice(
+                learner, round_number, choice, sources, self.classroom, is_part=self.selecting is not None
+            )
+        if self.selecting is None:
+            learner.learn(round_number, lesson)
+        else:
+            self.selecting.learn(round_number, lesson, choice, {name: name for name in sources})
 
     def _choose(
         self, round_number: int, replies: Mapping[str, Knowledge]
     ) -> tuple[Choice, dict[str, Knowledge]]:
         learner = self.learner
+        keep = 1.0
+        if self.selecting is None:
+            keep = learner.unlabelled.confidence_keep if learner.unlabelled is not None else 1.0
+        else:
+            replies = self._only_selected(self.selecting, round_number, replies)
         with learner.timed("select", round_number):
             if learner.unlabelled is not None:
                 sources = dict(replies)
                 if not self.flow.up and self.knowledge is not None:
                     sources = {learner.name: without_own_rows(self.knowledge, learner.name)}
                 heard, _ = accepted_only(learner, round_number, sources)
-                return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
+                return choose_paths(heard, len(learner.public), keep), sources
             sources = dict(replies) if self.flow.up else {}
             own = (
                 self.knowledge.scores
@@ -189,7 +230,21 @@ class Server:
                 else np.full(len(learner.public), np.inf, "f4")
             )
             generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
-            return choose(own, sources, self.selector, generator), sources
+            choice = choose(own, sources, self.selector, generator)
+            if self.selecting is not None:
+                kept = [self.selecting.ids(name) for name in sources]
+                choice = replace(choice, kept=np.unique(np.concatenate(kept)) if kept else choice.kept[:0])
+            return choice, sources
+
+    def _only_selected(
+        self, selecting: Selecting, round_number: int, replies: Mapping[str, Knowledge]
+    ) -> dict[str, Knowledge]:
+        """Each client's knowledge of the items its pair kept; several may keep one, then the usual rule decides."""
+        for name, knowledge in replies.items():
+            selecting.hold(name, knowledge)
+        if not selecting.asks_ahead:
+            selecting.choose(round_number, sorted(replies), self.knowledge)
+        return {name: selecting.only_chosen(name, knowledge) for name, knowledge in replies.items()}
 
     @staticmethod
     def _with_rows(choice: Choice, sources: Mapping[str, Knowledge], fetch: "Fetch") -> dict[str, Knowledge]:
@@ -216,13 +271,14 @@ class Server:
         last = round_number == self.rounds.num_rounds
         changed = self.flow.server_learns or self.flow.server_private
         if (
-            changed
+            (changed or self._union_of_requests() is not None)
             and (self.flow.down or not last)
             and (self.flow.up or self.flow.down or self._studies_alone())
         ):
             self._pass(round_number)
         if self.rounds.evaluates(round_number) and (changed or last):
             self.report(round_number, self.learner.evaluate(round_number))
+        self._ask_ahead(round_number + 1)
         self.commit(round_number)
 
     def _studies_alone(self) -> bool:
@@ -239,9 +295,11 @@ class Server:
         else:
             if round_number == 0 and self.flow.up:
                 return  # nobody compares with, or is sent, paths of the untouched model
-            want = want and learner.unlabelled.send_rows
+            wanted = self._union_of_requests()
+            # Where clients are shown all paths before they choose, rows of most would travel for nothing.
+            want = want and learner.unlabelled.send_rows and (self.offering is None or wanted is not None)
             texts, scores, rows, _ = write_knowledge(
-                learner, learner.unlabelled, round_number, lambda _text: False
+                learner, learner.unlabelled, round_number, lambda _text: False, wanted=wanted
             )
         made = Knowledge(
             party=learner.name, round=round_number, vocab_hash=learner.lm.tokenizer.card.hash,
@@ -252,6 +310,14 @@ class Server:
         )  # fmt: skip
         self._file, self.knowledge = as_kept(made)
         self._portion = None
+
+    def _union_of_requests(self) -> np.ndarray | None:
+        """The prompts of an unlabelled set that any client asked to be taught; None: all."""
+        offering = self.offering
+        if offering is None or offering.selector is not None or self.learner.unlabelled is None:
+            return None
+        asked = list(offering.asked.values())
+        return np.unique(np.concatenate(asked)) if asked else np.zeros(0, np.int64)
 
     def knowledge_for(self, name: str, round_number: int, everyone: list[str]) -> Knowledge | None:
         """Step 8: what one client is sent: only rows of samples on which the server may teach it.
@@ -266,6 +332,8 @@ class Server:
         if not self.flow.down or self.knowledge is None:
             return None
         learner, knowledge = self.learner, self.knowledge
+        if learner.unlabelled is not None and self.offering is not None:
+            return self._asked_paths(self.offering, name, round_number, knowledge)
         if learner.unlabelled is not None:
             if knowledge.rows is None or learner.check.name != "none":
                 return knowledge  # which paths pass is the receiver's to say
@@ -289,6 +357,19 @@ class Server:
             elif told is not None:
                 self._told.pop(name, None)
 
+    def _asked_paths(
+        self, offering: Offering, name: str, round_number: int, knowledge: Knowledge
+    ) -> Knowledge:
+        """The paths a client asked for with their rows, or all paths where it chooses among them."""
+        items = offering.items(name, round_number, knowledge, None, None)
+        if items is None:
+            return knowledge if knowledge.rows is None else without_rows(knowledge)
+        told = only_items(knowledge, items)
+        if knowledge.rows is None:
+            return told
+        written = np.flatnonzero(np.isfinite(told.scores))
+        return only_samples(told, np.setdiff1d(written, offering.pool.probe))
+
     def _only(self, samples: np.ndarray) -> Knowledge:
         """The knowledge with the rows of these samples; the same object for clients who get the same."""
         if self.knowledge is None:
@@ -306,7 +387,13 @@ class Server:
             return np.arange(len(self.learner.public), dtype=np.int64)
         generator = generator_of(phase_seed(self.learner.seed, client, round_number, "select"))
         choice = choose(scores, {self.learner.name: self.knowledge}, self.selector, generator)
-        return choice.won_by(self.learner.name)
+        won = choice.won_by(self.learner.name)
+        if self.offering is None:
+            return won
+        ends = self.cards[client].ends
+        n_tokens = None if ends is None else np.diff(ends.sample_splits)
+        items = self.offering.items(client, round_number, self.knowledge, scores, n_tokens)
+        return won if items is None else np.intersect1d(won, items)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -315,6 +402,10 @@ class Server:
         files = {"state": pack_state(self.learner.state())}
         if self.knowledge is not None:
             files["knowledge"] = self._file
+        if self.selecting is not None:
+            files["selection"] = pack_state(self.selecting.state())
+        if self.offering is not None:
+            files["asked.json"] = json.dumps(as_hex(self.offering.asked)).encode()
         files["scores.json"] = json.dumps(
             {
                 name: np.asarray(scores, dtype="<f4").tobytes().hex()
@@ -338,6 +429,10 @@ class Server:
             name: np.frombuffer(bytes.fromhex(scores), dtype="<f4").copy()
             for name, scores in json.loads(files["scores.json"]).items()
         }
+        if self.selecting is not None:
+            self.selecting.load_state(unpack_state(files["selection"]))
+        if self.offering is not None:
+            self.offering.asked = from_hex(json.loads(files["asked.json"]))
         if self.learner.replay_fraction > 0 and not self.learner.own:
             self._answers_of_the_untouched_model()
         return int(keys[-1])

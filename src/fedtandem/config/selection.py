@@ -1,28 +1,100 @@
-"""[selection]: which samples are learnt from which teacher."""
+"""[selection]: which items are learnt, and from which teacher."""
 
 import re
+from difflib import get_close_matches
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from fedtandem.config.section import Section
+from fedtandem.selection.names import SELECTORS, TEACHERS
 
-BUILT_IN = ("dual_min_ce", "all", "none")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class LadaConfig(Section):
+    """LaDa's own knobs; the other learning selectors share those that are not about its networks or its loss."""
+
+    explore_weight: float = Field(0.1, ge=0)
+    """Weight of the explore network (`linucb`: of the confidence bound) in an item's score."""
+    reward: Literal["progress", "round_sum"] = "progress"
+    """`progress`: how much likelier the right path became, item by item; `round_sum`: one number a round."""
+    keep: Literal["budget", "threshold"] = "budget"
+    """`budget`: the best k; `threshold`: those whose score is above 0.5, at least 5 % of the pool, at most k."""
+    random_floor: float = Field(0.1, ge=0, lt=1)
+    """Share of the budget drawn at random from the rest: protects from lock-in."""
+    contrast_weight: float = Field(0.0, ge=0)
+    """Weight of the contrastive loss over whole paths; 0 is off. It lost to plain training in the prototype."""
+    reference: Literal["self", "peer", "none"] = "self"
+    """What the contrastive loss is measured against: the receiver as the round began, the producer, or nothing."""
+    prefer: Literal["role", "verified"] = "role"
+    """`role`: the producer's path is preferred; `verified`: the checker may turn an item round or drop it."""
+    beta: float | None = Field(None, gt=0)
+    """Steepness of the contrastive loss. Default: 0.1, or 2 without a reference (on means per token)."""
 
 
 class SelectionConfig(Section):
-    """DualMinCE and what may stand in its place."""
+    """What is transferred between a client and the server, and who teaches it."""
 
-    selector: str = "dual_min_ce"
-    """`dual_min_ce` (paper), `all` (always the best peer), `none` (nobody), or "package.module:function"."""
+    teacher: str = "dual_min_ce"
+    """Who: `dual_min_ce` (paper), `all` (always the best peer), `none` (nobody), or "package.module:function"."""
     on_self: Literal["skip", "self"] = "skip"
     """A sample on which the learner is best: `skip` its distillation (paper) or learn from its own stale view."""
     margin: float = Field(0.0, ge=0)
     """A teacher must be better by more than this, in the score's unit (nats per byte in `bytes`)."""
+    selector: str = "all"
+    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own."""
+    budget: int | float = 0.5
+    """Items a client and the server exchange in a round, each way: a count, or a share of the public set."""
+    direction: Literal["both", "down", "up"] = "both"
+    """Which way the selector decides; the other way everything is transferred."""
+    context: Literal["cached", "fresh"] | None = None
+    """`cached`: items are named before they are sent, by what the receiver holds. `fresh`: they are shown first, as
+    scores or as text without logits. Default: `cached` for selectors that learn, else `fresh`."""
+    candidates: int | None = Field(None, ge=2)
+    """Score only so many items, drawn anew each round."""
+    checker: str | None = None
+    """"package.module:function": (prompt, path) -> verdict with `ok` and `reason`; refused paths are not learnt."""
+    probe: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the public set that is measured and never trained on; only where the selector learns or holds out."""
+    lada: LadaConfig = LadaConfig()
+    """The learned selector."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        return _named("teacher", value, TEACHERS)
 
     @field_validator("selector")
     @classmethod
-    def _is_a_name_or_a_function(cls, value: str) -> str:
-        if value not in BUILT_IN and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-            raise ValueError(f'must be {", ".join(BUILT_IN)} or "package.module:function"')
+    def _is_a_selector(cls, value: str) -> str:
+        if value in TEACHERS and value not in SELECTORS:
+            raise ValueError(f'says who teaches, not what is learnt: set selection.teacher = "{value}"')
+        return _named("selector", value, SELECTORS)
+
+    @field_validator("checker")
+    @classmethod
+    def _is_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not _FUNCTION.fullmatch(value):
+            raise ValueError('must be "package.module:function"')
         return value
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_count_or_a_share(cls, value: int | float) -> int | float:
+        if isinstance(value, bool) or (value < 1 if isinstance(value, int) else not 0 < value <= 1):
+            raise ValueError("must be a count of 1 or more, or a share above 0 and at most 1.0")
+        return value
+
+
+def _named(key: str, value: str, known: tuple[str, ...]) -> str:
+    """A known name, or a function of the user's own.
+
+    Raises:
+        ValueError: neither; with the nearest name.
+    """
+    if value in known or _FUNCTION.fullmatch(value):
+        return value
+    near = get_close_matches(value, known, n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise ValueError(f'must be {", ".join(known)} or "package.module:function"{hint}')

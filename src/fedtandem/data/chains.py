@@ -123,7 +123,8 @@ def make_chains(
         labelled: False leaves the answers out.
 
     Returns:
-        Samples with ids "chain-000000", ...; `fields` holds "steps" (int) and "operators" (str, as used).
+        Samples with ids "chain-000000", ...; `fields` holds "steps" (int) and "operators" (str, as used),
+        of a set without answers also "gold", the right path.
 
     Raises:
         DataError: no operator, a length below 1, a negative n.
@@ -141,8 +142,11 @@ def make_chains(
         digits, used = _draw(generator, length, operators, required, part)
         prompt = chain_prompt(digits, used)
         drawn = {name: generator.integers(0, 10, size=(10, 10)) for name in noisy if name in used}
-        answer = chain_path(digits, used, {**tables, **drawn}) if labelled else None
+        path = chain_path(digits, used, {**tables, **drawn})
         fields = {"steps": length, "operators": "".join(used)}
+        if not labelled:
+            fields["gold"] = path  # for a ceiling and for checks at home; no part of what parties share
+        answer = path if labelled else None
         samples.append(Sample(id=f"chain-{i:06d}", prompt=prompt, answer=answer, fields=fields))
     return [samples[int(i)] for i in generator.permutation(n)]
 

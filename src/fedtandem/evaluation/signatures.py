@@ -20,6 +20,7 @@ from fedtandem.inference.peers import nearest_label
 from fedtandem.inference.policy import Policy
 from fedtandem.inference.routing import CLOUD, LOCAL, PEER
 from fedtandem.inference.similarity import PRECISION, wilson
+from fedtandem.selection.rank_correlation import spearman
 
 Floats = npt.NDArray[np.float64]
 
@@ -295,17 +296,3 @@ _CHECKS: tuple[Callable[[Case], Sign], ...] = (
     _no_gap, _runaway, _confident_and_wrong, _says_little, _drift, _false_hits, _stale, _only_knn, _bad_clusters,
     _slow_peers, _slower_than_cloud, _no_routing, _liars, _dear_uncertainty,
 )  # fmt: skip
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Rank correlation, ties at their mean rank; NaN where one does not vary."""
-    x, y = _ranks(a), _ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x**2).sum() * (y**2).sum()))
-    return float((x * y).sum() / scale) if scale > 0 else float("nan")
-
-
-def _ranks(values: Floats) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)

@@ -164,10 +164,10 @@ def _check_scores(knowledge: Knowledge, expected: Expected) -> None:
         )
 
 
-def take_index(read: Reader, n_samples: int | None) -> npt.NDArray[np.int32]:
-    with read.naming("sample_index"):
-        index = unpack_ascending(read.any_array("sample_index"))
+def take_index(read: Reader, n_samples: int | None, field: str = "sample_index") -> npt.NDArray[np.int32]:
+    with read.naming(field):
+        index = unpack_ascending(read.any_array(field))
     end = MAX_COUNT if n_samples is None else n_samples
     if len(index) and int(index[-1]) >= end:
-        raise read.refuse("sample_index", int(index[-1]), f"sample numbers below {end}", MEND)
+        raise read.refuse(field, int(index[-1]), f"sample numbers below {end}", MEND)
     return index.astype(np.int32)

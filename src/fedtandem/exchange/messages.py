@@ -37,6 +37,7 @@ class WorkRequest:
         tune: tune on the private set.
         want_rows: rows are to travel in the reply (one-phase exchange).
         return_adapter: the reply is to hold the trainable weights.
+        wanted: the items whose paths or rows the server asks for; (M,) ascending; None: all.
     """
 
     round: int
@@ -47,6 +48,7 @@ class WorkRequest:
     want_rows: bool
     return_adapter: bool
     stands: int | None = None
+    wanted: npt.NDArray[np.int64] | None = None
 
     def to_envelope(self, kind: Literal["work", "finish"] = "work") -> Envelope:
         """Encode as `work`, or as `finish`, which delivers the last knowledge."""
@@ -59,6 +61,7 @@ class WorkRequest:
         if self.stands is not None:
             header["stands"] = int(self.stands)
         arrays = _put_contents(header, self.knowledge, self.adapter, SERVER, self.round)
+        arrays |= _put_wanted(self.wanted)
         return seal(kind, "work_request", self.round, header, arrays)
 
     @classmethod
@@ -78,6 +81,7 @@ class WorkRequest:
             want_rows=read.flag("want_rows"),
             return_adapter=read.flag("return_adapter"),
             stands=None if read.peek("stands") is None else read.integer("stands", 0, envelope.round),
+            wanted=_take_wanted(read, expected),
         )
         if request.stands is not None and request.knowledge is not None:
             raise read.refuse("stands", request.stands, "none beside new knowledge", MEND)
@@ -95,6 +99,7 @@ class WorkReply:
         adapter: trainable weights, float32 or float16, where asked for.
         metrics: flat JSON objects for the record.
         n_private: size of its private set.
+        wanted: the items it asks the server to teach next; (M,) ascending; None: all.
     """
 
     round: int
@@ -103,6 +108,7 @@ class WorkReply:
     adapter: Mapping[str, Array] | None
     metrics: list[dict[str, Any]]
     n_private: int
+    wanted: npt.NDArray[np.int64] | None = None
 
     def to_envelope(self) -> Envelope:
         """Encode; raises InvalidMessage where a field could not be accepted (NaN scores, say)."""
@@ -112,6 +118,7 @@ class WorkReply:
             "n_private": int(self.n_private),
         }
         arrays = _put_contents(header, self.knowledge, self.adapter, self.party, self.round)
+        arrays |= _put_wanted(self.wanted)
         return seal("work", "work_reply", self.round, header, arrays)
 
     @classmethod
@@ -130,6 +137,7 @@ class WorkReply:
             adapter=_take_adapter(read),
             metrics=_take_metrics(read),
             n_private=read.integer("n_private", 0, 1 << 48),
+            wanted=_take_wanted(read, expected),
         )
         read.finish()
         return reply
@@ -209,6 +217,19 @@ def _put_contents(
         _check_adapter(adapter, party, round_number)
         arrays |= named("adapter", adapter)
     return arrays
+
+
+def _put_wanted(wanted: npt.NDArray[np.int64] | None) -> dict[str, Array]:
+    """Requested items as gaps, a byte or two each; nothing where all are wanted."""
+    if wanted is None:
+        return {}
+    return {"wanted": pack_ascending(np.asarray(wanted, np.int64))}
+
+
+def _take_wanted(read: Reader, expected: Expected) -> npt.NDArray[np.int64] | None:
+    if not read.has("wanted"):
+        return None
+    return take_index(read, expected.n_public, "wanted").astype(np.int64)
 
 
 def _check_adapter(adapter: Mapping[str, Array], party: str, round_number: int | None) -> None:

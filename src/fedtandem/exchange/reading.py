@@ -151,6 +151,10 @@ class Reader:
             raise self.refuse(field, f"{array.dtype}{array.shape}", f"{np.dtype(dtype)}({count},)")
         return array
 
+    def has(self, field: str) -> bool:
+        """Whether an array of this name came."""
+        return field in self._arrays
+
     def any_array(self, field: str) -> Array:
         """An array as it came."""
         if field not in self._arrays:

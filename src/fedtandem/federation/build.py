@@ -23,6 +23,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.federation.methods import Method
+from fedtandem.federation.selectors import selection_sides
 from fedtandem.federation.store import RoundStore
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
@@ -159,15 +160,16 @@ def assemble(
         config.evaluation.every,
         measure_untouched,
     )
-    selector = load_selector(method.selector or config.selection.selector, margin=config.selection.margin)
+    selector = load_selector(method.teacher or config.selection.teacher, margin=config.selection.margin)
     flow = _flow(method, config)
+    sides = selection_sides(config, parts.public, flow, method.items)
     server_learner = _learner(parts, SERVER, mode, rounds, emit, progress)
     if method.pools_private:
         clients = [party for name, party in parts.parties.items() if name != SERVER]
         server_learner.own = [*server_learner.own, *(sample for party in clients for sample in party.own)]
     server = Server(
         server_learner, flow, rounds, selector, _map_maker(server_learner.lm, mode), RoundStore(folder / SERVER),
-        report=partial(report, SERVER),
+        report=partial(report, SERVER), selecting=sides.server(server_learner), offering=sides.offering,
     )  # fmt: skip
     members: dict[str, Client] = {}
     for name, party in parts.parties.items():
@@ -177,7 +179,7 @@ def assemble(
         members[name] = Client(
             learner, flow, rounds, selector, _map_maker(learner.lm, mode), RoundStore(folder / name),
             repeats_private=_refusal(party), keep_in_memory=config.federation.keep_models,
-            report=partial(report, name),
+            report=partial(report, name), selecting=sides.clients(learner),
         )  # fmt: skip
     return server, members
 

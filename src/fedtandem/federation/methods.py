@@ -17,7 +17,8 @@ class Method:
         flow: the arrows it keeps.
         parties: whose rows it has: `clients`, `server` or both.
         says: what it is, for reports.
-        selector: replaces the configured one; None keeps it.
+        teacher: replaces `selection.teacher`; None keeps it.
+        items: replaces `selection.selector`; None keeps it.
         mode: replaces `alignment.mode`; None keeps it.
         no_rounds: only the untouched models are measured.
         pools_private: the server gets every client's private data (an upper bound nobody may have).
@@ -26,7 +27,8 @@ class Method:
     flow: Flow
     parties: frozenset[str]
     says: str
-    selector: str | None = None
+    teacher: str | None = None
+    items: str | None = None
     mode: Literal["bytes", "mined"] | None = None
     no_rounds: bool = False
     pools_private: bool = False
@@ -56,7 +58,10 @@ METHODS: dict[str, Method] = {
     "fedmkt": Method(Flow(), _ALL, "FedMKT as configured"),
     "fedmkt_bytes": Method(Flow(), _ALL, "FedMKT with byte alignment", mode="bytes"),
     "fedmkt_mined": Method(Flow(), _ALL, "FedMKT with the paper's MinED alignment and loss", mode="mined"),
-    "fedmkt_no_selection": Method(Flow(), _ALL, "FedMKT that always takes the best peer", selector="all"),
+    "fedmkt_no_selection": Method(Flow(), _ALL, "FedMKT that always takes the best peer", teacher="all"),
+    "fedmkt_all": Method(Flow(), _ALL, "FedMKT on the whole public set", items="all"),
+    "fedmkt_random": Method(Flow(), _ALL, "FedMKT on as many items, drawn at random", items="random"),
+    "lada": Method(Flow(), _ALL, "FedMKT with items chosen by LaDa's learned filter", items="lada"),
     "centralised": Method(
         Flow(private=False, clients_learn=False, up=False, down=False, server_private=True), _SERVER,
         "the server on everybody's private data and the public set", pools_private=True,

@@ -141,6 +141,27 @@ class LanguageModel:
                 logits = self._full_logits(batch)[batch.row, batch.col]
         return logits[:, : self.tokenizer.vocab_size]
 
+    def mean_hidden(self, token_ids: Sequence[npt.NDArray[np.int32]]) -> Tensor:
+        """The mean of the last hidden states over each text's tokens; (B, d) float32."""
+        longest = max(len(ids) for ids in token_ids)
+        self._check_length(longest)
+        padded = torch.full((len(token_ids), longest), self.tokenizer.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(padded)
+        for b, ids in enumerate(token_ids):
+            padded[b, : len(ids)] = torch.from_numpy(np.asarray(ids, np.int64))
+            mask[b, : len(ids)] = 1
+        padded, mask = padded.to(self.device), mask.to(self.device)
+        with self._autocast():
+            if self._decoder is not None:
+                last = self._decoder(
+                    input_ids=padded, use_cache=False, **self._inputs(mask)
+                ).last_hidden_state
+            else:
+                inputs = {**self._inputs(mask), "use_cache": False, "output_hidden_states": True}
+                last = self.model(input_ids=padded, **inputs).hidden_states[-1]
+        hidden: Tensor = last.float() * mask[:, :, None]
+        return hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
     def _check_length(self, n_tokens: int) -> None:
         limit = getattr(self._causal.config, "max_position_embeddings", None)
         if limit is not None and n_tokens > int(limit):

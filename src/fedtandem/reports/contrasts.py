@@ -7,8 +7,8 @@ from typing import Any
 from fedtandem.reports.record import SERVER, UNTOUCHED, RunRecord, Score, StudyRecord
 
 CONTROLS = {
-    "server": ("server_public", "centralised", "zero_shot"),
-    "clients": ("standalone_public", "standalone", "fedavg", "zero_shot"),
+    "server": ("fedmkt_random", "server_public", "centralised", "zero_shot"),
+    "clients": ("fedmkt_random", "standalone_public", "standalone", "fedavg", "zero_shot"),
 }
 """Side -> the controls a run is judged by, the best first."""
 

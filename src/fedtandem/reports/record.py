@@ -86,6 +86,31 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Items:
+    """What a selector chose for one pair in one round, in items.
+
+    Attributes:
+        producer, learner: who taught whom.
+        spearman: between the selector's scores and the rewards, before it learnt from them; None where it does not.
+        gain, probe_gain: how much likelier the right paths became, of the items trained on and of the probe.
+    """
+
+    method: str
+    round: int
+    learner: str
+    producer: str
+    selector: str
+    direction: str
+    pool: int
+    selected: int
+    trained: int
+    reasons: Mapping[str, int]
+    spearman: float | None
+    gain: float | None
+    probe_gain: float | None
+
+
+@dataclass(frozen=True)
 class Crossing:
     """How well a teacher's tokens fit a learner's."""
 
@@ -144,6 +169,7 @@ class RunRecord:
     points: tuple[Point, ...]
     lessons: tuple[Lesson, ...]
     checked: tuple[Checked, ...]
+    items: tuple[Items, ...]
     crossings: tuple[Crossing, ...]
     traffic: tuple[Traffic, ...]
     phases: tuple[Phase, ...]
@@ -247,6 +273,7 @@ def read_run(folder: Path) -> RunRecord:
         points=points,
         lessons=tuple(_lesson(e) for e in events if e["event"] == "selection"),
         checked=tuple(_checked(e) for e in events if e["event"] == "check"),
+        items=tuple(_items(e) for e in events if e["event"] == "items"),
         crossings=tuple(_crossing(e) for e in events if e["event"] == "alignment"),
         traffic=tuple(_traffic(e) for e in events if e["event"] == "bytes"),
         phases=tuple(_phase(e) for e in events if e["event"] == "phase"),
@@ -335,6 +362,14 @@ def _checked(e: Mapping[str, Any]) -> Checked:
         int(e["used"]),
         tuple((str(example["id"]), str(example["reason"])) for example in e.get("examples", ())),
     )
+
+
+def _items(e: Mapping[str, Any]) -> Items:
+    return Items(
+        str(e.get("method", "")), int(e["round"]), str(e["party"]), str(e["teacher"]), str(e["selector"]),
+        str(e["direction"]), int(e["pool"]), int(e["selected"]), int(e["trained"]), dict(e["reasons"]),
+        e.get("spearman"), e.get("gain"), e.get("probe_gain"),
+    )  # fmt: skip
 
 
 def _crossing(e: Mapping[str, Any]) -> Crossing:

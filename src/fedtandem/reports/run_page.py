@@ -16,6 +16,7 @@ from fedtandem.reports.figures import (
     who_taught,
 )
 from fedtandem.reports.record import SERVER, UNTOUCHED, Note, RunRecord, Score
+from fedtandem.reports.selection import selection_rows, selection_verdicts
 from fedtandem.reports.verdicts import run_headline, signatures
 from fedtandem.reports.wording import is_visible, method_name
 
@@ -35,7 +36,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
         "headline": run_headline(contrasts, controls_to_come=not run.finished and len(run.methods) > 1),
         "parties": _by_party(contrasts),
         "controls": controls,
-        "verdicts": signatures(contrasts, run_payload(run)),
+        "verdicts": (*signatures(contrasts, run_payload(run)), *selection_verdicts(run)),
         "warnings": merged_notes(run.warnings),
         "absences": merged_notes(run.absences),
         "curves": learning_curves(
@@ -48,6 +49,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
         "clients": [(party, colours[party] + 1) for party in run.parties if party != SERVER],
         "costs": run_costs(run),
         "phases": seconds_by_phase(run, run.main),
+        "selected": selection_rows(run),
         "rounds": _rounds(run),
         "matrix": _matrix(run),
         "models": run.about.get("models", {}),

@@ -92,7 +92,10 @@ _METHODS = {
     "fedmkt": "FedMKT",
     "fedmkt_bytes": "FedMKT (bytes)",
     "fedmkt_mined": "FedMKT (mined)",
-    "fedmkt_no_selection": "FedMKT without selection",
+    "fedmkt_no_selection": "FedMKT without a choice of teachers",
+    "fedmkt_all": "FedMKT on the whole public set",
+    "fedmkt_random": "FedMKT on random items",
+    "lada": "FedMKT with LaDa",
     "centralised": "Centralised",
 }
 

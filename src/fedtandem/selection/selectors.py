@@ -1,8 +1,6 @@
 """The rules that say who teaches whom, by name: built-in ones and a user's own."""
 
-import difflib
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from fedtandem.errors import ConfigError
 from fedtandem.selection.dual_min_ce import NO_TEACHER, choose_teacher
+from fedtandem.selection.heuristics import imported, suggestion
 
 
 class Selector(Protocol):
@@ -71,18 +70,18 @@ def load_selector(reference: str, *, margin: float = 0.0) -> Selector:
     """
     if margin != 0 and reference != "dual_min_ce":
         raise ConfigError(
-            f"selection.margin is {margin}, but the selector {reference!r} has no margin; remove it."
+            f"selection.margin is {margin}, but the rule {reference!r} has no margin; remove it."
         )
     if reference in SELECTORS:
         return functools.partial(dual_min_ce, margin=margin) if margin else SELECTORS[reference]
     if ":" not in reference:
-        near = difflib.get_close_matches(reference, SELECTORS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(reference, tuple(SELECTORS))
         raise ConfigError(
-            f"selection.selector is {reference!r}, which is neither a built-in rule ({', '.join(SELECTORS)}) "
+            f"selection.teacher is {reference!r}, which is neither a built-in rule ({', '.join(SELECTORS)}) "
             f'nor of the form "package.module:function".{hint}'
         )
-    return checked(_import_function(reference), reference)
+    shape = "(own_loss, peer_losses, generator) -> (N,) int64"
+    return checked(imported(reference, "selection.teacher", shape), reference)
 
 
 def checked(rule: Callable[[Tensor, Tensor, torch.Generator], Tensor], name: str) -> Selector:
@@ -92,16 +91,16 @@ def checked(rule: Callable[[Tensor, Tensor, torch.Generator], Tensor], name: str
         answer = rule(own_loss, peer_losses, generator)
         expected = f"expected an int64 tensor of shape {tuple(own_loss.shape)}"
         if not isinstance(answer, Tensor):
-            raise ConfigError(f"selector {name!r} returned a {type(answer).__name__}; {expected}.")
+            raise ConfigError(f"teacher rule {name!r} returned a {type(answer).__name__}; {expected}.")
         if answer.dtype != torch.int64 or answer.shape != own_loss.shape:
             raise ConfigError(
-                f"selector {name!r} returned a {answer.dtype} tensor of shape {tuple(answer.shape)}; {expected}."
+                f"teacher rule {name!r} returned a {answer.dtype} tensor of shape {tuple(answer.shape)}; {expected}."
             )
         peers = peer_losses.shape[0]
         outside = answer[(answer < NO_TEACHER) | (answer >= peers)]
         if outside.numel():
             raise ConfigError(
-                f"selector {name!r} chose peer {int(outside[0])}, but there are {peers} peers; "
+                f"teacher rule {name!r} chose peer {int(outside[0])}, but there are {peers} peers; "
                 f"return -1 (no teacher) or 0 to {peers - 1}."
             )
         unscored = (
@@ -110,31 +109,9 @@ def checked(rule: Callable[[Tensor, Tensor, torch.Generator], Tensor], name: str
         if unscored is not None and bool(unscored.any()):
             sample = int(unscored.nonzero()[0])
             raise ConfigError(
-                f"selector {name!r} chose peer {int(answer[sample])} for sample {sample}, which that peer did "
+                f"teacher rule {name!r} chose peer {int(answer[sample])} for sample {sample}, which that peer did "
                 "not score (its loss is inf); return -1 there."
             )
         return answer
 
     return select
-
-
-def _import_function(reference: str) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
-    """The function behind "package.module:function"; ConfigError where there is none."""
-    module_name, _, function_name = reference.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"selection.selector is {reference!r}, but the module {module_name!r} cannot be imported: {error}. "
-            "Install it, or put its folder on PYTHONPATH."
-        ) from error
-    function: object = getattr(module, function_name, None)
-    if not callable(function):
-        found = (
-            "has no such name" if function is None else f"holds a {type(function).__name__} under that name"
-        )
-        raise ConfigError(
-            f"selection.selector is {reference!r}, but {module_name!r} {found}; "
-            "name a function (own_loss, peer_losses, generator) -> (N,) int64."
-        )
-    return function

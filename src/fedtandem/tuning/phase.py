@@ -23,10 +23,14 @@ from fedtandem.tuning.distributed import World, join_world, sum_gradients, sum_n
 from fedtandem.tuning.optimizer_state import export_state, import_state
 from fedtandem.tuning.schedule import Schedule, learning_rate_factor
 
-__all__ = ["Example", "PhaseReport", "PhaseSettings", "StepLosses", "count_steps", "train_phase"]
+__all__ = ["Example", "OnBatch", "PhaseReport", "PhaseSettings", "StepLosses", "count_steps", "train_phase"]
 
 OnStep = Callable[[int, int, StepLosses], None]
 """Called after every update with its number from 1, the phase's updates, and its losses."""
+
+OnBatch = Callable[[Sequence[int], float], None]
+"""Called inside every update, its gradient made, with the places of its own examples and a factor for whatever
+gradient the function adds (1 / processes, since the gradients of all processes are summed)."""
 
 
 class HasPadding(Protocol):
@@ -130,6 +134,7 @@ def train_phase(
     seed: int = 0,
     on_step: OnStep | None = None,
     gradient_share_every: int = 10,
+    on_batch: OnBatch | None = None,
 ) -> PhaseReport:
     """Train the model's trainable weights on the examples; the model ends in evaluation mode.
 
@@ -146,6 +151,7 @@ def train_phase(
         seed: of the order of the examples and of dropout.
         on_step: progress.
         gradient_share_every: the share of the soft gradient is measured at every n-th update; 0: never.
+        on_batch: may add the gradient of a loss of its own to every update.
 
     Raises:
         ModelError: nothing to train, foreign optimiser state, or a loss that is not a number.
@@ -198,6 +204,8 @@ def train_phase(
                     f"the training loss became {losses.total} at update {step + 1} of {len(plan)}: lower "
                     f'tuning.learning_rate (now {settings.learning_rate}) or use dtype = "float32".'
                 )
+            if on_batch is not None:
+                on_batch(update.own, 1 / world.size)
             sum_gradients(list(names), world)
             torch.nn.utils.clip_grad_norm_(list(names), settings.max_grad_norm or math.inf)
             optimizer.step()

@@ -1,0 +1,313 @@
+"""Selection as a host offers it: a receiver scores the pool, a selector names items, only those travel and are learnt.
+
+Whoever selects is the receiver of its pair. With `context = "cached"` it selects one message ahead, from what it
+holds: the items it names ride on the message that is due anyway. With "fresh" it is shown first and then selects.
+
+Source: specification of LaDa, sections 2, 4 and 5.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedtandem.algorithms.contrast import Contrast, make_contrast
+from fedtandem.algorithms.learner import Learner, Lesson, phase_seed
+from fedtandem.algorithms.lessons import Choice
+from fedtandem.algorithms.pool_rows import PoolScorer
+from fedtandem.algorithms.sequence_scores import n_path_tokens, sequence_log_probs
+from fedtandem.exchange.knowledge import Knowledge
+from fedtandem.models.encoded import Encoded
+from fedtandem.selection.items import (
+    WRONG,
+    Checker,
+    Direction,
+    Feedback,
+    Floats,
+    Ids,
+    ItemSelector,
+    Pair,
+    Path,
+    Pool,
+    Selection,
+    count_of,
+)
+
+NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """The `[selection]` values a host needs."""
+
+    budget: int | float = 0.5
+    """Items a pair may keep in a round: a count, or a share of the pool."""
+    context: Literal["cached", "fresh"] = "fresh"
+    candidates: int | None = None
+    """Score only so many items, drawn anew each round."""
+    checker: Checker | None = None
+
+
+class Selecting:
+    """The receiving side of one or several pairs.
+
+    Args:
+        learner: the receiver.
+        selector: names the items; already made for this party alone.
+        settings: how.
+        pool: the shared items.
+        direction: of the receiver's pairs.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        selector: ItemSelector,
+        settings: SelectionSettings,
+        pool: Pool,
+        direction: Direction,
+    ) -> None:
+        self.learner = learner
+        self.selector = selector
+        self.settings = settings
+        self.pool = pool
+        self.direction: Direction = direction
+        self.scorer = PoolScorer(learner, pool, selector.needs, settings.checker)
+        self.held: dict[str, dict[int, Path]] = {}
+        self.chosen: dict[str, Selection] = {}
+        selector.setup(pool)
+
+    @property
+    def asks_ahead(self) -> bool:
+        """Whether items are named before they are exchanged."""
+        return self.settings.context == "cached"
+
+    def pair(self, client: str) -> Pair:
+        return Pair(client, self.direction)
+
+    # -- which items -------------------------------------------------------------------------------------------
+
+    def hold(self, client: str, knowledge: Knowledge) -> None:
+        """Keep the newest path of every item this producer told about."""
+        held = self.held.setdefault(client, {})
+        labelled = knowledge.texts is None
+        for i in np.flatnonzero(np.isfinite(knowledge.scores)).tolist():
+            text = (self.learner.public[i].answer or "") if labelled else (knowledge.texts or ())[i]
+            if text:
+                n_bytes = len(text.encode())
+                log_prob = -float(knowledge.scores[i]) * n_bytes
+                held[i] = Path(text, log_prob, n_bytes, knowledge.party, knowledge.round)
+
+    def choose(self, round_number: int, clients: Sequence[str], own: Knowledge | None) -> None:
+        """Name the items of each pair.
+
+        Args:
+            round_number: the round in which they are learnt.
+            clients: the pairs.
+            own: what the receiver itself makes of the pool, by its present weights.
+        """
+        n_wanted = count_of(self.settings.budget, self.pool.n_items)
+        rows = {}
+        with self.learner.timed("score", round_number):
+            for client in clients:
+                ids = self._candidates(round_number, client)
+                rows[client] = self.scorer.rows(round_number, ids, self.held.get(client, {}), own)
+        with self.learner.timed("choose", round_number):
+            for client in clients:
+                self.chosen[client] = self.selector.select(
+                    round_number, self.pair(client), rows[client], n_wanted
+                )
+        self.scorer.report_failures(round_number)
+
+    def _candidates(self, round_number: int, client: str) -> Ids:
+        """What is scored: all items, or a draw of them; the probe always, where the selector needs one.
+
+        Where everything was shown first, only what has a path can be chosen.
+        """
+        ids = np.setdiff1d(np.arange(self.pool.n_items), self.pool.probe)
+        if not self.asks_ahead:
+            ids = np.intersect1d(ids, np.array(sorted(self.held.get(client, {})), np.int64))
+        m = self.settings.candidates
+        if m is not None and m < len(ids):
+            seed = phase_seed(self.pool.seed, f"{client}/{self.direction}", round_number, "candidates")
+            ids = np.random.default_rng(seed).choice(ids, m, replace=False)
+        return np.union1d(ids, self.pool.probe).astype(np.int64)
+
+    def ids(self, client: str) -> Ids:
+        """The pair's newest selection; nothing where none was made."""
+        selection = self.chosen.get(client)
+        return NOTHING if selection is None else selection.ids
+
+    def wanted(self, client: str) -> Ids:
+        """What to ask the producer for: the selection, and once the paths that are only measured on."""
+        if self.learner.unlabelled is None:
+            return self.ids(client)
+        held = np.array(sorted(self.held.get(client, {})), np.int64)
+        return np.union1d(self.ids(client), np.setdiff1d(self.pool.probe, held)).astype(np.int64)
+
+    def only_chosen(self, client: str, knowledge: Knowledge) -> Knowledge:
+        """What came of the chosen items: others count as not scored, and so do paths the checker refuses."""
+        keep = np.zeros(self.pool.n_items, bool)
+        keep[self.ids(client)] = True
+        if knowledge.texts is not None:
+            for i in self.ids(client):
+                if knowledge.texts[i] and self.scorer.verdict(int(i), knowledge.texts[i]) == WRONG:
+                    keep[i] = False
+        scores = np.where(keep, knowledge.scores, np.inf).astype(np.float32)
+        return replace(knowledge, scores=scores)
+
+    # -- learning ----------------------------------------------------------------------------------------------
+
+    def learn(self, round_number: int, lesson: Lesson, choice: Choice, clients: Mapping[str, str]) -> None:
+        """Train on the lesson, add the selector's loss, and tell the selector what it was worth.
+
+        Args:
+            clients: pair's client -> the producer's name in `choice`.
+
+        Raises:
+            RuntimeError: a probe item is about to be trained on.
+        """
+        learner, selector = self.learner, self.selector
+        leaked = np.intersect1d(choice.kept, self.pool.probe)
+        if len(leaked):
+            raise RuntimeError(
+                f"{learner.name}, round {round_number}: probe item {leaked[0]} is in the lesson."
+            )
+        mine = {client: self._places(client, producer, choice) for client, producer in clients.items()}
+        limits = [self.chosen[client].updates_of for client in clients if client in self.chosen]
+        known = [limit for limit in limits if limit is not None]
+        if "feedback" not in selector.needs:
+            learner.learn(round_number, lesson, updates_of=sum(known) if known else None)
+            self._report(round_number, clients, mine)
+            return
+        contrast = self._contrast(round_number, lesson, choice, clients, mine)
+        with learner.timed("reward", round_number):
+            before, probe, probe_before = self._measure(lesson.texts, clients)
+        learner.learn(round_number, lesson, on_batch=contrast)
+        with learner.timed("reward", round_number):
+            after, _, probe_after = self._measure(lesson.texts, clients)
+        with learner.timed("filter", round_number):
+            for client in clients:
+                at = mine[client][contrast.batch_of[mine[client]] >= 0]
+                if client not in self.chosen or len(at) == 0:
+                    continue
+                told = Feedback(
+                    ids=choice.kept[at],
+                    batch=contrast.batch_of[at],
+                    loss_before=contrast.loss(at, before),
+                    loss_after=contrast.loss(at, after, now=True),
+                    q_before=np.exp(before[at]),
+                    q_after=np.exp(after[at]),
+                    probe=probe[client],
+                    probe_before=np.exp(probe_before[client]),
+                    probe_after=np.exp(probe_after[client]),
+                )
+                selector.feedback(round_number, self.pair(client), told)
+        self._report(round_number, clients, mine)
+        contrast.warn_of_collapse(round_number)
+
+    def _places(self, client: str, producer: str, choice: Choice) -> np.ndarray:
+        """Where the pair's items stand in the lesson: those it kept, on an unlabelled set those it teaches."""
+        if self.learner.unlabelled is None:
+            return np.flatnonzero(np.isin(choice.kept, self.ids(client)))
+        return np.flatnonzero(np.isin(choice.kept, choice.won_by(producer)))
+
+    def _contrast(
+        self,
+        round_number: int,
+        lesson: Lesson,
+        choice: Choice,
+        clients: Mapping[str, str],
+        mine: Mapping[str, np.ndarray],
+    ) -> Contrast:
+        terms = {
+            client: self.selector.loss_term(round_number, self.pair(client))
+            for client in clients
+            if client in self.chosen
+        }
+        places = {client: mine[client] for client in terms}
+        return make_contrast(self.learner, self.scorer, round_number, lesson, choice.kept, terms, places)
+
+    def _measure(
+        self, texts: Sequence[Encoded], clients: Mapping[str, str]
+    ) -> tuple[Floats, dict[str, Ids], dict[str, Floats]]:
+        """Mean log-probability per token of the lesson's texts and of each pair's probe."""
+        of_lesson = per_token(self.learner, texts)
+        probes, of_probes = {}, {}
+        for client in clients:
+            held = self.held.get(client, {})
+            labelled = self.learner.unlabelled is None
+            probes[client] = np.array([i for i in self.pool.probe if labelled or int(i) in held], np.int64)
+            shown = (
+                [self.learner.public_texts[i] for i in probes[client]]
+                if labelled
+                else self.learner.answered(probes[client], [held[int(i)].text for i in probes[client]])
+            )
+            of_probes[client] = per_token(self.learner, shown)
+        return of_lesson, probes, of_probes
+
+    def _report(self, round_number: int, clients: Mapping[str, str], mine: Mapping[str, np.ndarray]) -> None:
+        """One line of the record per pair, and its failure signatures as warnings."""
+        for client, producer in clients.items():
+            selection = self.chosen.get(client)
+            if selection is None:
+                continue
+            report = dict(self.selector.report(self.pair(client)))
+            signatures = report.pop("signatures", [])
+            reasons = {reason: selection.reasons.count(reason) for reason in dict.fromkeys(selection.reasons)}
+            self.learner.emit(
+                "items", round=round_number, party=self.learner.name, teacher=producer, selector=self.selector.name,
+                direction=self.direction, pool=self.pool.n_items, selected=len(selection.ids),
+                trained=len(mine[client]), reasons=reasons, ids=selection.ids.tolist(), **report,
+            )  # fmt: skip
+            found = [*signatures, *self.scorer.signatures(producer, selection.ids, self.held.get(client, {}))]
+            for signature, text in found:
+                self.learner.emit(
+                    "warning", round=round_number, party=self.learner.name, teacher=producer, signature=signature,
+                    text=f"{producer} to {self.learner.name}: {text}",
+                )  # fmt: skip
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a resumed run needs to select the same items."""
+        about = {
+            "held": {
+                client: [[item, *vars(path).values()] for item, path in sorted(paths.items())]
+                for client, paths in sorted(self.held.items())
+            },
+            "chosen": {
+                client: [s.ids.tolist(), s.scores.tolist(), s.propensity.tolist(), s.reasons, s.updates_of]
+                for client, s in sorted(self.chosen.items())
+            },
+        }
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8).copy()
+        return {"selection": {"about": torch.from_numpy(text)}, "selector": self.selector.state_dict()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go back to what `state()` gave."""
+        about: dict[str, Any] = json.loads(state["selection"]["about"].numpy().tobytes())
+        self.held = {
+            client: {int(item): Path(*values) for item, *values in paths}
+            for client, paths in about["held"].items()
+        }
+        self.chosen = {
+            client: Selection(
+                np.array(ids, np.int64), np.array(scores), np.array(propensity), tuple(reasons), updates_of
+            )
+            for client, (ids, scores, propensity, reasons, updates_of) in about["chosen"].items()
+        }
+        self.selector.load_state_dict(state.get("selector", {}))
+
+
+def per_token(learner: Learner, texts: Sequence[Encoded]) -> Floats:
+    """Mean log-probability of each path's tokens; (n,), -inf where it did not fit into max_length."""
+    if not texts:
+        return np.zeros(0)
+    log_probs = sequence_log_probs(learner.lm, texts, learner.knowledge.batch_size)
+    mean: Floats = np.nan_to_num(log_probs, nan=-np.inf) / np.maximum(n_path_tokens(texts), 1)
+    return mean
