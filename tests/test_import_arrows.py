@@ -9,13 +9,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "fedtandem"
 
 PURE = {"exchange", "knowledge", "alignment", "selection", "distillation", "inference"}
-EVERYWHERE = {"errors", "atomic"} | PURE
+EVERYWHERE = {"errors", "atomic", "user_code"} | PURE
 LOWEST = {"models", "data"}
 TOP = {"studies", "reports"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": {"errors"},
-    **{room: {"errors"} | PURE for room in PURE},
+    "user_code": {"errors"},
+    **{room: {"errors", "user_code"} | PURE for room in PURE},
     "data": EVERYWHERE | LOWEST,
     "models": EVERYWHERE | LOWEST,
     "tuning": EVERYWHERE | LOWEST,

@@ -9,9 +9,10 @@ from difflib import get_close_matches
 from fedtandem.checking.answers import choice_answer, exact_answer, numeric_answer
 from fedtandem.checking.arithmetic import arithmetic
 from fedtandem.checking.path import Ask, Fact, Form, PathCheck, chains_form
-from fedtandem.checking.user import UserChecker, import_function
+from fedtandem.checking.user import UserChecker
 from fedtandem.checking.verdict import Checker, Verdict
 from fedtandem.errors import ConfigError
+from fedtandem.user_code import import_function
 
 BY_ANSWER = {"exact": exact_answer, "numeric": numeric_answer, "choice": choice_answer}
 """Checkers that must know the answers."""
@@ -66,7 +67,9 @@ def find_form(name: str) -> Form:
     """
     if name in FORMS:
         return FORMS[name]
-    found: Form = import_function(name, where="public.check_form")
+    found: Form = import_function(
+        name, "public.check_form", "(prompt, path) -> a sequence of Claim, or why there are none"
+    )
     return found
 
 

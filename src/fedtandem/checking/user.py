@@ -1,7 +1,6 @@
 """A user's own checker, "package.module:function", in a process of its own: it may raise, hang or crash."""
 
 import contextlib
-import importlib
 import json
 import os
 import queue
@@ -13,33 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from fedtandem.checking.verdict import Verdict, as_verdict
-from fedtandem.errors import ConfigError
+from fedtandem.user_code import import_function
 
-
-def import_function(reference: str, *, where: str) -> Callable[..., Any]:
-    """The function behind "package.module:function".
-
-    Args:
-        where: the key that names it, for messages.
-
-    Raises:
-        ConfigError: its module cannot be imported, or it is not a function.
-    """
-    module_name, _, function_name = reference.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's own may raise what it likes
-        raise ConfigError(
-            f"{where} is {reference!r}, but the module {module_name!r} cannot be imported: {error}. Install it, or put "
-            "its folder on PYTHONPATH."
-        ) from error
-    function: object = getattr(module, function_name, None)
-    if not callable(function):
-        found = (
-            "has no such name" if function is None else f"holds a {type(function).__name__} under that name"
-        )
-        raise ConfigError(f"{where} is {reference!r}, but {module_name!r} {found}.")
-    return function
+SHAPE = "(prompt, path) -> Verdict, True, False or None"
 
 
 class UserChecker:
@@ -59,7 +34,7 @@ class UserChecker:
         self._replies: queue.Queue[str | None] = queue.Queue()
         self.reference = reference
         self.timeout_s = timeout_s
-        import_function(reference, where="the checker")
+        import_function(reference, "the checker", SHAPE)
 
     def __call__(self, prompt: str, path: str) -> Verdict:
         """Judge a path; see `Checker`."""
@@ -136,7 +111,7 @@ def _serve(reference: str) -> None:
     """Answer JSON lines [prompt, path] with [ok, reason, failed] until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the function prints goes to stderr, not between the replies
-    function = import_function(reference, where="the checker")
+    function = import_function(reference, "the checker", SHAPE)
     for line in sys.stdin:
         prompt, path = json.loads(line)
         verdict = _judge(function, prompt, path)

@@ -15,9 +15,10 @@ from fedtandem.config import RunConfig, SelectionConfig
 from fedtandem.data.public import Sample
 from fedtandem.distillation.contrastive_reasoning import ContrastiveTerm
 from fedtandem.errors import ConfigError
-from fedtandem.selection.heuristics import Heuristic, heuristic, imported, own_heuristic
+from fedtandem.selection.heuristics import Heuristic, heuristic, own_heuristic
 from fedtandem.selection.items import Checker, ItemSelector, Pool
 from fedtandem.selection.names import HEURISTICS, LEARNING
+from fedtandem.user_code import import_function
 
 CHECKER_SHAPE = "(prompt, path) -> object with .ok (True, False or None) and .reason"
 
@@ -123,7 +124,7 @@ def load_checker(reference: str | None) -> Checker | None:
     """
     if reference is None:
         return None
-    checker: Checker = imported(reference, "selection.checker", CHECKER_SHAPE)
+    checker: Checker = import_function(reference, "selection.checker", CHECKER_SHAPE)
     return checker
 
 

@@ -4,7 +4,6 @@ Source: specification of LaDa, section 6; studies, sections 2 and 7 (`confident_
 """
 
 import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from fedtandem.selection.items import (
     best,
     draw,
 )
+from fedtandem.user_code import import_function
 
 Score = Callable[[ScoreRows, np.random.Generator], Floats]
 """`score(rows, generator)` -> (n,) float64: higher is kept, -inf never, NaN (unknown) last."""
@@ -204,34 +204,9 @@ def own_heuristic(reference: str) -> Heuristic:
     Raises:
         ConfigError: the module cannot be imported or has no such function.
     """
-    return Heuristic(reference, imported(reference, "selection.selector", "(rows, generator) -> (n,) scores"))
-
-
-def imported(reference: str, key: str, shape: str) -> Callable[..., Any]:
-    """The function behind "package.module:function".
-
-    Args:
-        key: the config key it was named under, for the message.
-        shape: what it should look like, for the message.
-
-    Raises:
-        ConfigError: its module cannot be imported, or holds no such function.
-    """
-    module_name, _, function_name = reference.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{key} is {reference!r}, but the module {module_name!r} cannot be imported: {error}. "
-            "Install it, or put its folder on PYTHONPATH."
-        ) from error
-    function: object = getattr(module, function_name, None)
-    if not callable(function):
-        found = (
-            "has no such name" if function is None else f"holds a {type(function).__name__} under that name"
-        )
-        raise ConfigError(f"{key} is {reference!r}, but {module_name!r} {found}; name a function {shape}.")
-    return function
+    return Heuristic(
+        reference, import_function(reference, "selection.selector", "(rows, generator) -> (n,) scores")
+    )
 
 
 def suggestion(name: str, known: tuple[str, ...]) -> str:

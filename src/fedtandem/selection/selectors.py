@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fedtandem.errors import ConfigError
 from fedtandem.selection.dual_min_ce import NO_TEACHER, choose_teacher
-from fedtandem.selection.heuristics import imported, suggestion
+from fedtandem.selection.heuristics import suggestion
+from fedtandem.user_code import import_function
 
 
 class Selector(Protocol):
@@ -81,7 +82,7 @@ def load_selector(reference: str, *, margin: float = 0.0) -> Selector:
             f'nor of the form "package.module:function".{hint}'
         )
     shape = "(own_loss, peer_losses, generator) -> (N,) int64"
-    return checked(imported(reference, "selection.teacher", shape), reference)
+    return checked(import_function(reference, "selection.teacher", shape), reference)
 
 
 def checked(rule: Callable[[Tensor, Tensor, torch.Generator], Tensor], name: str) -> Selector:
