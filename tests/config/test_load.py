@@ -97,8 +97,7 @@ hard_weight = 0.1
 untaught = "labels"
 replay_fraction = 0.0
 [selection]
-teacher = "dual_min_ce"
-selector = "all"
+selector = "dual_min_ce"
 on_self = "skip"
 [federation]
 carrier = "local"
@@ -426,7 +425,6 @@ CLIENT = {"name": "c", "model": "org/slm", "data": {"path": "a.jsonl"}}
         ({"distillation": {"replay_fraction": 1.0}}, "distillation.replay_fraction", "less than 1"),
         ({"selection": {"teacher": "best"}}, "selection.teacher", "package.module:function"),
         ({"selection": {"selector": "confident-gap"}}, "selection.selector", 'did you mean "confident_gap"?'),
-        ({"selection": {"selector": "none"}}, "selection.selector", 'set selection.teacher = "none"'),
         ({"selection": {"budget": 0}}, "selection.budget", "a count of 1 or more"),
         ({"selection": {"budget": 1.5}}, "selection.budget", "a share above 0 and at most 1.0"),
         ({"selection": {"checker": "exact"}}, "selection.checker", "package.module:function"),

@@ -2,13 +2,14 @@
 
 import re
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedtandem.config.section import Section
 from fedtandem.selection.names import SELECTORS, TEACHERS
 
+RULES_AS_SELECTORS = ("dual_min_ce", "none")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -43,7 +44,8 @@ class SelectionConfig(Section):
     margin: float = Field(0.0, ge=0)
     """A teacher must be better by more than this, in the score's unit (nats per byte in `bytes`)."""
     selector: str = "all"
-    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own."""
+    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own.
+    `dual_min_ce` and `none` are understood too: all items, and that rule as `teacher`."""
     budget: int | float = 0.5
     """Items a client and the server exchange in a round, each way: a count, or a share of the public set."""
     direction: Literal["both", "down", "up"] = "both"
@@ -60,6 +62,14 @@ class SelectionConfig(Section):
     lada: LadaConfig = LadaConfig()
     """The learned selector."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rule_in_place_of_a_selector(cls, values: Any) -> Any:
+        """`selector = "dual_min_ce"` says who teaches; it keeps its meaning where no other teacher is named."""
+        if isinstance(values, dict) and values.get("selector") in RULES_AS_SELECTORS:
+            return {"teacher": values["selector"], **values, "selector": "all"}
+        return values
+
     @field_validator("teacher")
     @classmethod
     def _is_a_rule(cls, value: str) -> str:
@@ -68,8 +78,6 @@ class SelectionConfig(Section):
     @field_validator("selector")
     @classmethod
     def _is_a_selector(cls, value: str) -> str:
-        if value in TEACHERS and value not in SELECTORS:
-            raise ValueError(f'says who teaches, not what is learnt: set selection.teacher = "{value}"')
         return _named("selector", value, SELECTORS)
 
     @field_validator("checker")
