@@ -2,8 +2,8 @@
 
     python studies/tables.py
 
-A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every control,
-party or test set. Bold: a claim by the study's statistics.
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every method,
+control, party or test set. Bold: a claim by the study's statistics.
 """
 
 import json
@@ -27,29 +27,41 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
     means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
-    lines = [
-        f"| party | test set | {method}, per seed | mean | control | its mean | difference, 95 % t (bootstrap) |",
-        "|---|---|---|---|---|---|---|",
+    titles = [
+        "party",
+        "test set",
+        "per seed",
+        "mean",
+        "control",
+        "its mean",
+        "difference, 95 % t (bootstrap)",
     ]
+    if method == "*":
+        titles.insert(0, "method")
+    else:
+        titles[2] = f"{method}, per seed"
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
-        wanted = row["method"] == method and row["control"] is not None and control in ("*", row["control"])
+        wanted = (
+            method in ("*", row["method"]) and row["control"] is not None and control in ("*", row["control"])
+        )
         wanted = wanted and split in ("*", row["split"])
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
-            lines.append(_line(row, other))
+            cells = ([row["method"]] if method == "*" else []) + _cells(row, other)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
     metric = row["metric"]
     gain = difference(row["difference"], metric)
     shown = f"**{gain}**" if row["claim"] else gain
     per_seed = ", ".join(figure(value, metric).removesuffix(f"{THIN}%") for value in row["per_seed"])
-    return (
-        f"| {row['party']} | {row['split']} | {per_seed} | {figure(row['mean'], metric)} | {row['control']} | "
-        f"{figure(other['mean'], metric)} | {shown} ({interval(row['difference_ci'], metric)}; "
-        f"{interval(row['bootstrap_ci'], metric)}) |"
-    )
+    return [
+        row["party"], row["split"], per_seed, figure(row["mean"], metric), row["control"], figure(other["mean"], metric),
+        f"{shown} ({interval(row['difference_ci'], metric)}; {interval(row['bootstrap_ci'], metric)})",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
