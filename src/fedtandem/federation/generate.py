@@ -13,7 +13,7 @@ from fedtandem.inference.drafting import Uncertainty
 from fedtandem.inference.generate import Bridge, Generation, OnText, generate
 from fedtandem.inference.record import summary
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uncertainty import MEASURES, top_logits
+from fedtandem.inference.uncertainty import MEASURES, expected_of_best, top_logits
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 
@@ -103,8 +103,9 @@ def measure(name: str) -> Uncertainty:
     """
     if name not in MEASURES:
         raise ConfigError(f"uncertainty {name!r} is unknown; use {', '.join(MEASURES)}.")
-    chosen = MEASURES[name]
-    return (lambda logits: chosen(top_logits(logits)[0])) if name == "expected" else chosen
+    if name == "expected":
+        return lambda logits: expected_of_best(top_logits(logits)[0])
+    return MEASURES[name]
 
 
 def read_prompts(file: Path | None) -> list[str]:
