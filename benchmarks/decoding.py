@@ -246,20 +246,9 @@ def outcome(answers: Sequence[Generation], alone: Sequence[Generation]) -> dict[
         "saved": totals["llm_passes_saved"],
         "accepted": totals["accepted_share"],
         "equal": sum(one.ids == other.ids for one, other in pairs),
-        "ties": sum(first_tie(one, other) is not None for one, other in pairs),
-        "faults": sum(not agree(one, other) for one, other in pairs),
+        "ties": sum(one.record.near_ties + other.record.near_ties > 0 for one, other in pairs),
+        "faults": sum(not one.agrees_with(other) for one, other in pairs),
     }
-
-
-def agree(one: Generation, other: Generation) -> bool:
-    """Equal ids up to the first place that rounding may decide."""
-    end = first_tie(one, other)
-    return one.ids[:end] == other.ids[:end]
-
-
-def first_tie(one: Generation, other: Generation) -> int | None:
-    ties = [tie for tie in (one.record.first_near_tie, other.record.first_near_tie) if tie is not None]
-    return min(ties, default=None)
 
 
 def shaken(lm: LanguageModel) -> LanguageModel:

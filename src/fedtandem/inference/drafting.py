@@ -132,7 +132,7 @@ class TokenDrafter:
             if settings.mode != "bounded" or (
                 settings.eps is not None and row.charged + bound <= settings.eps
             ):
-                self._keep(row, scores, bound)
+                self._keep(row, scores, u, bound)
                 return
         draft = self._drawn(row, scores)
         row.pending.append(draft)
@@ -151,14 +151,14 @@ class TokenDrafter:
         law = SparseLaw(ids[law.token_ids], law.weights, bits)
         return Draft(int(law.token_ids[chosen]), law)
 
-    def _keep(self, row: Row, scores: Tensor, bound: float) -> None:
+    def _keep(self, row: Row, scores: Tensor, u: float, bound: float) -> None:
         token = self._choice.token(row, len(row.written), scores)
         row.charged += bound
         if row.record.charged is not None:
             row.record.charged = row.charged
         row.record.kept += 1
         if self._is_audited(row, len(scores)):
-            row.unaudited.append((len(row.written), scores.softmax(dim=-1)))
+            row.unaudited.append((len(row.written), scores.softmax(dim=-1), u))
         row.commit([token])
 
     def _is_audited(self, row: Row, vocab_size: int) -> bool:

@@ -137,7 +137,7 @@ def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
 
     Source: FedHLM spec, equation (7).
     """
-    for place, q in row.unaudited:
+    for place, q, u in row.unaudited:
         at_place = scores[place - row.unaudited[0][0]]
         if settings.uplink == "greedy":
             error = float(int(at_place.argmax()) != row.written[place])
@@ -145,6 +145,8 @@ def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
             error = float((q - at_place.softmax(dim=-1)).clamp_min(0).sum())
         row.record.audited += 1
         row.record.audited_error += error
+        if row.on_audit is not None:
+            row.on_audit(row.index, u, error)
     row.unaudited = []
 
 
