@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtandem.inference import shared_noise
-from fedtandem.inference.shared_noise import best_two, gumbel_noise, noise_bits
+from fedtandem.inference.shared_noise import best_two, gumbel_noise, noise_at
 from fedtandem.inference.uncertainty import expected, expected_of_best, top_logits
 
 
@@ -20,7 +20,7 @@ def test_the_best_of_few_is_the_best_of_all(seed: int, vocab_size: int, spread: 
         scores[torch.rand(vocab_size, generator=generator) < 0.9] = -torch.inf
         scores[seed % vocab_size] = 1.0
     noisy = scores + gumbel_noise(seed, 3, vocab_size)
-    token, margin = best_two(scores, noise_bits(seed, 3, vocab_size))
+    token, margin = best_two(scores, noise_at(seed, 3, vocab_size))
     assert token == int(noisy.argmax())
     top = noisy.topk(min(2, vocab_size)).values.tolist()
     assert margin == (top[0] - top[1] if vocab_size > 1 and math.isfinite(top[1]) else math.inf)
@@ -37,8 +37,8 @@ def test_the_loud_and_the_likely_are_enough_in_a_large_vocabulary(monkeypatch) -
     scores = 3 * torch.randn(150_000, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(shared_noise, "gumbel", counted)
     for place in range(20):
-        bits = noise_bits(1, place, len(scores))
-        assert best_two(scores, bits)[0] == int((scores + torch.from_numpy(whole(bits))).argmax())
+        noise = noise_at(1, place, len(scores))
+        assert best_two(scores, noise)[0] == int((scores + torch.from_numpy(whole(noise.bits))).argmax())
     assert sum(looked_at) < 0.1 * 20 * len(scores)
 
 

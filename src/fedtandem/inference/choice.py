@@ -10,7 +10,7 @@ from fedtandem.errors import ModelError
 from fedtandem.inference.chance import Chance
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.shared_noise import Bits, best_two, lead, noise_bits
+from fedtandem.inference.shared_noise import Noise, best_two, lead, noise_at
 
 NEAR_TIE = {"greedy": 0.05, "shared_noise": 1e-4}
 """Margins of the LLM's choice, in logits and in noisy log-probabilities, below which rounding may decide it."""
@@ -26,7 +26,7 @@ class Choice:
         self.settings = settings
         self.chance = chance
         self._seeds = seeds
-        self._noise: dict[int, tuple[int, list[Bits]]] = {}
+        self._noise: dict[int, tuple[int, list[Noise]]] = {}
 
     def scores(self, logits: Tensor) -> Tensor:
         """(..., V) raw logits to unnormalised log-probabilities."""
@@ -54,7 +54,7 @@ class Choice:
         best = scores.numpy().argmax(axis=-1)
         return [(int(i), lead(law.numpy(), int(i))) for law, i in zip(scores, best, strict=True)]
 
-    def _noise_at(self, row: Row, place: int, vocab_size: int) -> Bits:
+    def _noise_at(self, row: Row, place: int, vocab_size: int) -> Noise:
         """The keyed noise of one place. The server asks again for what the client had: a block's are kept."""
         first, kept = self._noise.get(row.index, (0, []))
         start = len(row.written)
@@ -63,7 +63,7 @@ class Choice:
             first = start
         # Places are asked for in order, from what is written on.
         for missing in range(first + len(kept), place + 1):
-            kept.append(noise_bits(self._seeds[row.index], missing, vocab_size))
+            kept.append(noise_at(self._seeds[row.index], missing, vocab_size))
         self._noise[row.index] = (first, kept)
         return kept[place - first]
 

@@ -1,6 +1,7 @@
 """Keyed Gumbel noise: client and server draw the same numbers without sending them."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -47,33 +48,55 @@ def gumbel(bits: Bits) -> npt.NDArray[np.float64]:
     return np.asarray(-np.log(-np.log(uniform)))
 
 
-def best_two(scores: Tensor, bits: Bits) -> tuple[int, float]:
-    """The token with the largest noisy score, and by how much it wins: `argmax(scores + gumbel(bits))`, exactly.
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """The noise of one place, for client and server: its two logarithms are taken where they can matter.
 
-    The two logarithms are taken where they can matter: a winner is either loud (G >= t) or its score is within t of
-    the second best noisy score among the loud ones.
+    Attributes:
+        bits: of every token.
+        t: tokens whose noise is this or more are loud.
+        loud: their ids, ascending; (L,) int64. All tokens of a small vocabulary.
+        gumbel: of the loud ones; (L,) float64.
+    """
+
+    bits: Bits
+    t: float
+    loud: npt.NDArray[np.int64]
+    gumbel: npt.NDArray[np.float64]
+
+
+def noise_at(seed: int, position: int, vocab_size: int) -> Noise:
+    """The noise that `gumbel_noise` gives, not worked out yet."""
+    bits = noise_bits(seed, position, vocab_size)
+    t = math.log(max(1.0, vocab_size / LOUD))
+    loud = np.flatnonzero(bits >= _bits_at(t)) if vocab_size > FEW else np.arange(vocab_size)
+    return Noise(bits, t, loud, gumbel(bits[loud]))
+
+
+def best_two(scores: Tensor, noise: Noise) -> tuple[int, float]:
+    """The token with the largest noisy score, and by how much it wins: the argmax of scores + noise, exactly.
+
+    A winner is either loud, or its score alone is within t of the second best noisy score among the loud.
 
     Args:
         scores: log-probabilities up to a constant, (V,) float32 or float64, on the CPU; not all -inf.
-        bits: of the same place; (V,).
+        noise: of the same place.
 
     Returns:
         The token, ties going to the lower id, and its margin in nats (inf if nothing else is possible).
     """
     z = scores.numpy()
+    noisy = z[noise.loud] + noise.gumbel
     if len(z) <= FEW:
-        return _best_of(np.arange(len(z)), z, bits)
-    t = math.log(max(1.0, len(z) / LOUD))
-    loud = bits >= _bits_at(t)
-    noisy = z[loud] + gumbel(bits[loud])
-    if len(noisy) < 2:
-        return _best_of(np.arange(len(z)), z, bits)
-    second = float(np.partition(noisy, -2)[-2])
-    return _best_of(np.flatnonzero(loud | (z >= second - t - SLACK)), z, bits)
+        return _winner(noise.loud, noisy)
+    second = float(np.partition(noisy, -2)[-2]) if len(noisy) > 1 else -math.inf
+    may_win = z >= second - noise.t - SLACK
+    may_win[noise.loud] = True
+    tokens = np.flatnonzero(may_win)
+    return _winner(tokens, z[tokens] + gumbel(noise.bits[tokens]))
 
 
-def _best_of(tokens: npt.NDArray[np.int64], z: npt.NDArray[np.floating], bits: Bits) -> tuple[int, float]:
-    noisy = z[tokens] + gumbel(bits[tokens])
+def _winner(tokens: npt.NDArray[np.int64], noisy: npt.NDArray[np.float64]) -> tuple[int, float]:
     best = int(noisy.argmax())
     return int(tokens[best]), lead(noisy, best)
 

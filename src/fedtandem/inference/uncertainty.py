@@ -34,7 +34,7 @@ def top_logits(logits: Tensor, k: int = TOP) -> tuple[Tensor, Tensor]:
         top = logits.topk(min(k, vocab_size), dim=-1)
         return top.values, top.indices
     # What is among the k largest lies in a chunk that is: the maxima of chunks are read much faster than sorted.
-    chunks = logits[..., :whole].unflatten(-1, (-1, CHUNK))  # (..., V / CHUNK, CHUNK)
+    chunks = logits[..., :whole].reshape(*logits.shape[:-1], -1, CHUNK)  # (..., V / CHUNK, CHUNK)
     chosen = chunks.amax(dim=-1).topk(k, dim=-1).indices  # (..., k)
     ids = (chosen.unsqueeze(-1) * CHUNK + torch.arange(CHUNK, device=logits.device)).flatten(-2)
     rest = torch.arange(whole, vocab_size, device=logits.device).expand(*ids.shape[:-1], -1)

@@ -24,7 +24,7 @@ from fedtandem.data.chains import ChainsSource
 from fedtandem.data.load import load_samples
 from fedtandem.federation.build import model_spec
 from fedtandem.federation.generate import measure
-from fedtandem.inference.bounds import Bounds, bounds_from_audits
+from fedtandem.inference.bounds import LEAST, Bounds, bounds_from_audits
 from fedtandem.inference.generate import Bridge, Generation, generate
 from fedtandem.inference.settings import DecodeSettings, Mode
 from fedtandem.inference.uplink import Uplink
@@ -94,8 +94,8 @@ def cells(size: Size) -> list[Cell]:
     """All of them; what another cell is compared with comes first."""
     found = []
     for text, seeds, drafters in (
-        ("novels", size.seeds, (("small", "same"), ("kipling", "slem"), ("kipling", "tli"))),
         ("chains", (0,), (("client-a", "slem"), ("client-b", "slem"), ("client-a", "tli"))),
+        ("novels", size.seeds, (("small", "same"), ("kipling", "slem"), ("kipling", "tli"))),
     ):
         for seed in seeds if text in size.texts else ():
             for uplink in ("greedy", "shared_noise"):
@@ -192,19 +192,23 @@ class Study:
 
     def _bounds(self, cell: Cell) -> Bounds:
         audits = self.read(replace(cell, mode="fedhlm", calibration=True))["audits"]
+        if len(audits) < LEAST:
+            return Bounds((), ())  # nothing is known: the bound is 1 everywhere
         row, u, error = zip(*audits, strict=True)
         return bounds_from_audits(u, error, row, np.random.default_rng(cell.seed))
 
     def _prompts(self, cell: Cell) -> list[str]:
         if cell.text == "chains":
-            n, seed = self.size.chains_prompts, 72 if cell.calibration else 71
+            n, seed = (
+                (4 * self.size.chains_prompts, 72) if cell.calibration else (self.size.chains_prompts, 71)
+            )
             return [sample.prompt for sample in ChainsSource(n=n, steps=(1, 2, 3), seed=seed).samples()]
         # Windows of the test part that no model of the study was trained on; its validation part calibrates.
         config = self._config(self._configs[-1], cell.seed)
         wanted = "mixed-validation" if cell.calibration else "mixed"
         chosen = next(test for test in config.evaluation.sets if test.name == wanted)
-        n = (2 if cell.calibration else 1) * self.size.prompts
-        samples = load_samples(chosen.data.to_source(), where=wanted)[:n]
+        samples = load_samples(chosen.data.to_source(), where=wanted)
+        samples = samples if cell.calibration else samples[: self.size.prompts]
         return [(sample.answer or "")[:PROMPT_CHARACTERS] for sample in samples]
 
     def _load(self, text: str, seed: int, name: str) -> LanguageModel:

@@ -73,11 +73,11 @@ def seconds(records: Records, rtt_ms: float) -> float:
 
 
 def ratio_interval(seeds: Sequence[Records], value: Any, weight: Any) -> tuple[float, float] | None:
-    """95 % of Σ value / Σ weight; None where the weights are 0."""
+    """95 % of Σ value / Σ weight; None where most weights are 0: a resample might hold nothing else."""
     pairs = []
     for records in seeds:
         items = Items(_of(records, value), _of(records, weight))
-        if not items.weight.sum():
+        if np.count_nonzero(items.weight) < len(records) / 2:
             return None
         nothing = Items(np.zeros(len(records)), np.ones(len(records)))
         pairs.append([PairedItems(items, nothing)])
