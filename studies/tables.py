@@ -3,7 +3,8 @@
     python studies/tables.py
 
 A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every method,
-control, party or test set. Bold: a claim by the study's statistics.
+control, party or test set. Bold: a claim by the study's statistics. `<!-- generation FILE KIND -->` takes a table of the
+study of generation.
 """
 
 import json
@@ -11,16 +12,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fedtandem.reports.generation_page import table as generation_table
 from fedtandem.reports.wording import THIN, difference, figure, interval
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
+GENERATION = re.compile(r"(<!-- generation (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: str) -> str:
     """The page with every table made anew."""
+    page = GENERATION.sub(lambda found: found[1] + of_generation(*found.group(2, 3)) + found[4], page)
     return TABLE.sub(lambda found: found[1] + table(*found.group(2, 3, 4, 5, 6)) + found[7], page)
+
+
+def of_generation(file: str, kind: str) -> str:
+    """One table of the study of generation."""
+    titles, lines = generation_table(json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"], kind)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, ["---"] * len(titles), *lines))
 
 
 def table(file: str, method: str, control: str, parties: str, split: str) -> str:
@@ -59,7 +69,8 @@ def _cells(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
     shown = f"**{gain}**" if row["claim"] else gain
     per_seed = ", ".join(figure(value, metric).removesuffix(f"{THIN}%") for value in row["per_seed"])
     return [
-        row["party"], row["split"], per_seed, figure(row["mean"], metric), row["control"], figure(other["mean"], metric),
+        row["party"], row["split"], per_seed, figure(row["mean"], metric), row["control"],
+        figure(other["mean"], metric),
         f"{shown} ({interval(row['difference_ci'], metric)}; {interval(row['bootstrap_ci'], metric)})",
     ]  # fmt: skip
 

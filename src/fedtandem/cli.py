@@ -379,6 +379,26 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
 
 
+def _joint_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run folder")
+    parser.add_argument("--prompts", type=int, default=80, metavar="N", help="of its test sets (default 80)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
+
+
+def _joint(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from fedtandem.federation.joint import joint_command
+    from fedtandem.reports.tables import print_joint
+
+    rows = joint_command(arguments.run, prompts=arguments.prompts)
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        print_joint(rows)
+    return 0
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from fedtandem.inference.settings import DecodeSettings
 
@@ -569,6 +589,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("answer prompts with a small and a large model together", _generate_flags, _generate),
     "paths": Command("have reasoning paths written for prompts, and checked", _paths_flags, _paths),
     "select": Command("choose which prompts a model should learn from another", select_flags, select_call),
+    "joint": Command("what a run's SLMs spare its LLM, before and after co-tuning", _joint_flags, _joint),
     "report": Command("write the page of a run or a study", _report_flags, _report),
     "export": Command(
         "take a trained party out of a run, as PEFT folder or whole model", _export_flags, _export

@@ -53,13 +53,6 @@ def alone(uplink: str) -> list[Generation]:
     return generate(None, embedded("server"), prompts(), chosen)
 
 
-def up_to_the_first_near_tie(one: Generation, other: Generation) -> bool:
-    """Equal ids before the first place that rounding may decide."""
-    ties = [tie for tie in (one.record.first_near_tie, other.record.first_near_tie) if tie is not None]
-    end = min(ties) if ties else None
-    return one.ids[:end] == other.ids[:end]
-
-
 def saved(answers: list[Generation]) -> float:
     return 1 - sum(a.record.llm_passes for a in answers) / sum(a.record.tokens for a in answers)
 
@@ -98,7 +91,7 @@ def test_exact_equals_the_llm_alone(uplink: str, drafter: Callable[[], LanguageM
         uncertainty=doubt, bridge="auto" if bridge == "same" else bridge, on_text=show,
     )  # fmt: skip
     assert {answer.bridge for answer in answers} == {bridge}
-    assert all(map(up_to_the_first_near_tie, answers, alone(uplink)))
+    assert all(map(Generation.agrees_with, answers, alone(uplink)))
     assert sum(a.ids == b.ids for a, b in zip(answers, alone(uplink), strict=True)) >= 0.97 * N_PROMPTS
     assert shown == [answer.text for answer in answers]
     assert saved(answers) >= 0.3

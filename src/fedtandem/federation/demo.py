@@ -1,4 +1,4 @@
-"""`fedtandem demo`: the chains playground from its shipped recipe, from nothing to a report."""
+"""`fedtandem demo`: the chains playground from its shipped recipe, from nothing to a report, then answers together."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -8,7 +8,7 @@ from fedtandem.federation.runs import run_command
 
 
 def demo_command(*, output: Path | None, json_output: bool, seed: int = 0) -> int:
-    """Run the shipped `chains` recipe.
+    """Run the shipped `chains` recipe; end with what each SLM spares the LLM.
 
     Args:
         output: the run folder; `runs/demo` (then `runs/demo-2`, ...) by default.
@@ -17,9 +17,14 @@ def demo_command(*, output: Path | None, json_output: bool, seed: int = 0) -> in
     """
     with as_file(files("fedtandem") / "recipes" / "chains.toml") as recipe:
         config = load_config(recipe, [f"seed={seed}", "name=demo"])
-    return run_command(
-        config, output=output or _fresh(Path("runs") / "demo"), resume=False, json_output=json_output
-    )
+    folder = output or _fresh(Path("runs") / "demo")
+    code = run_command(config, output=folder, resume=False, json_output=json_output)
+    if code == 0 and not json_output:
+        from fedtandem.federation.joint import joint_command
+        from fedtandem.reports.tables import print_joint
+
+        print_joint(joint_command(folder))
+    return code
 
 
 def _fresh(folder: Path) -> Path:

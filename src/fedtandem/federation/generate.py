@@ -1,19 +1,18 @@
 """`fedtandem generate`: answer prompts with two models and say what the large one was spared."""
 
 import json
-from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtandem.atomic import write_text
 from fedtandem.data.files import read_file
 from fedtandem.errors import ConfigError, DataError
+from fedtandem.inference.bounds import Bounds
 from fedtandem.inference.drafting import Uncertainty
 from fedtandem.inference.generate import Bridge, Generation, OnText, generate
 from fedtandem.inference.record import summary
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uncertainty import MEASURES, top_logits
+from fedtandem.inference.uncertainty import MEASURES, expected_of_best, top_logits
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 
@@ -103,8 +102,9 @@ def measure(name: str) -> Uncertainty:
     """
     if name not in MEASURES:
         raise ConfigError(f"uncertainty {name!r} is unknown; use {', '.join(MEASURES)}.")
-    chosen = MEASURES[name]
-    return (lambda logits: chosen(top_logits(logits)[0])) if name == "expected" else chosen
+    if name == "expected":
+        return lambda logits: expected_of_best(top_logits(logits)[0])
+    return MEASURES[name]
 
 
 def read_prompts(file: Path | None) -> list[str]:
@@ -128,7 +128,7 @@ def read_prompts(file: Path | None) -> list[str]:
     return prompts
 
 
-def read_bounds(file: Path) -> Callable[[float], float]:
+def read_bounds(file: Path) -> Bounds:
     """Upper bounds of beta as steps: `{"u": [0.1, 1.0], "beta_upper": [0.01, 0.4]}`.
 
     Each bound holds for uncertainties up to and including its `u`; beyond the last one the bound is 1.
@@ -138,20 +138,9 @@ def read_bounds(file: Path) -> Callable[[float], float]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        edges, bounds = ([float(value) for value in content[key]] for key in ("u", "beta_upper"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Bounds(*(tuple(float(value) for value in content[key]) for key in ("u", "beta_upper")))
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise DataError(f"{file}: no bounds could be read ({error}); write {_LIKE}.") from error
-    if len(edges) != len(bounds) or edges != sorted(edges) or not all(0 <= bound <= 1 for bound in bounds):
-        raise DataError(
-            f"{file}: {len(edges)} ascending values of u and {len(bounds)} bounds in [0, 1] are needed alike; write "
-            f"{_LIKE}."
-        )
-
-    def beta_upper(u: float) -> float:
-        place = bisect_left(edges, u)
-        return bounds[place] if place < len(bounds) else 1.0
-
-    return beta_upper
 
 
 _LIKE = '{"u": [0.1, 1.0], "beta_upper": [0.01, 0.4]}'

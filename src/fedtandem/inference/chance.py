@@ -6,7 +6,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from fedtandem.inference.shared_noise import CHANCE, philox
+STREAM = 1
+"""The half of a generator's key that is not the seed: what uses the same seed elsewhere says nothing of these."""
 
 
 class Chance(Protocol):
@@ -29,7 +30,10 @@ class SeededChance:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._streams = [np.random.Generator(philox(seed, CHANCE)) for seed in seeds]
+        self._streams = [
+            np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, STREAM], dtype=np.uint64)))
+            for seed in seeds
+        ]
 
     def choose(self, row: int, law: Tensor) -> int:
         """By the inverse of the cumulative law."""

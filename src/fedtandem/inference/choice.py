@@ -1,8 +1,8 @@
 """How a law becomes a token, on both sides: the likeliest, keyed noise, or chance."""
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from fedtandem.errors import ModelError
 from fedtandem.inference.chance import Chance
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.shared_noise import gumbel_noise
+from fedtandem.inference.shared_noise import Noise, best_two, lead, noise_at
 
 NEAR_TIE = {"greedy": 0.05, "shared_noise": 1e-4}
 """Margins of the LLM's choice, in logits and in noisy log-probabilities, below which rounding may decide it."""
@@ -26,7 +26,7 @@ class Choice:
         self.settings = settings
         self.chance = chance
         self._seeds = seeds
-        self._noise: dict[int, tuple[int, list[Tensor]]] = {}
+        self._noise: dict[int, tuple[int, list[Noise]]] = {}
 
     def scores(self, logits: Tensor) -> Tensor:
         """(..., V) raw logits to unnormalised log-probabilities."""
@@ -36,9 +36,9 @@ class Choice:
     def token(self, row: Row, place: int, scores: Tensor) -> int:
         """The token at `place` of an answer, from the whole law (V,); ties go to the lower id."""
         if self.settings.uplink == "greedy":
-            return int(scores.argmax())
+            return int(scores.numpy().argmax())  # ten times as fast as torch's
         if self.settings.uplink == "shared_noise":
-            return int((scores + self._noise_at(row, place, scores.shape[-1])).argmax())
+            return best_two(scores, self._noise_at(row, place, scores.shape[-1]))[0]
         return self.chance.choose(row.index, scores.double().softmax(dim=-1))
 
     def tokens(self, row: Row, place: int, scores: Tensor) -> list[tuple[int, float]] | None:
@@ -49,13 +49,12 @@ class Choice:
         if self.settings.uplink not in NEAR_TIE:
             return None
         if self.settings.uplink == "shared_noise":
-            noise = [self._noise_at(row, place + i, scores.shape[-1]) for i in range(len(scores))]
-            scores = scores + torch.stack(noise)
-        best = scores.topk(min(2, scores.shape[-1]), dim=-1).values
-        margins = (best[:, 0] - best[:, -1]).tolist() if best.shape[-1] > 1 else [math.inf] * len(best)
-        return list(zip(scores.argmax(dim=-1).tolist(), margins, strict=True))
+            vocab_size = scores.shape[-1]
+            return [best_two(law, self._noise_at(row, place + i, vocab_size)) for i, law in enumerate(scores)]
+        best = scores.numpy().argmax(axis=-1)
+        return [(int(i), lead(law.numpy(), int(i))) for law, i in zip(scores, best, strict=True)]
 
-    def _noise_at(self, row: Row, place: int, vocab_size: int) -> Tensor:
+    def _noise_at(self, row: Row, place: int, vocab_size: int) -> Noise:
         """The keyed noise of one place. The server asks again for what the client had: a block's are kept."""
         first, kept = self._noise.get(row.index, (0, []))
         start = len(row.written)
@@ -64,7 +63,7 @@ class Choice:
             first = start
         # Places are asked for in order, from what is written on.
         for missing in range(first + len(kept), place + 1):
-            kept.append(gumbel_noise(self._seeds[row.index], missing, vocab_size))
+            kept.append(noise_at(self._seeds[row.index], missing, vocab_size))
         self._noise[row.index] = (first, kept)
         return kept[place - first]
 
@@ -77,9 +76,9 @@ def checked_logits(logits: Tensor, rows: Sequence[Row], who: str) -> Tensor:
     """
     logits = logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
     # The largest of numbers with a NaN among them is NaN.
-    bad = ~logits.amax(dim=-1).isfinite()
+    bad = ~np.isfinite(logits.numpy().max(axis=-1))
     if bad.any():
-        worst = rows[int(bad.reshape(len(rows), -1).any(dim=1).nonzero()[0])]
+        worst = rows[int(bad.reshape(len(rows), -1).any(axis=1).argmax())]
         raise ModelError(
             f"prompt {worst.index}: the {who} gave NaN or infinite logits after {len(worst.prompt)} + "
             f"{len(worst.written)} tokens; load it in float32, or check its weights."

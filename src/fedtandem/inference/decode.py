@@ -49,6 +49,7 @@ def decode(
     chance: Chance | None = None,
     propose: Callable[[int, list[int]], Sequence[int]] | None = None,
     on_commit: Callable[[int, list[int]], None] | None = None,
+    on_audit: Callable[[int, float, float], None] | None = None,
     prompt_bytes: Sequence[int] | None = None,
     spell: Callable[[int], bytes] | None = None,
 ) -> list[Decoded]:
@@ -66,6 +67,7 @@ def decode(
         propose: in `exact`, a peer's guess (row, ids so far) -> the next tokens, tried before the SLM drafts. The
             law stays the LLM's whatever it says.
         on_commit: called with (prompt, its new tokens) as soon as they are final.
+        on_audit: called with (prompt, u, error) of every kept token that is measured: what upper bounds are made of.
         prompt_bytes: size of each prompt on the wire; 4 B per token by default.
         spell: bytes of a token, where the client does not know the LLM's ids: its tokens then travel as bytes.
 
@@ -105,6 +107,7 @@ def decode(
             limit=_room(i, len(prompt), settings.max_new_tokens, (draft, target)),
             eos_id=eos_id,
             on_commit=on_commit,
+            on_audit=on_audit,
             spell=spell,
         )
         for i, prompt in enumerate(prompts)

@@ -12,6 +12,7 @@ from fedtandem.inference.choice import Choice, checked_logits
 from fedtandem.inference.routing import is_sent
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.uncertainty import top_logits
 from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, SparseLaw, sparse_law
 
 Uncertainty = Callable[[Tensor], Tensor]
@@ -68,7 +69,7 @@ def doubts(uncertainty: Uncertainty, logits: Tensor) -> list[float]:
         ConfigError: the function gives something else than one finite number per law.
     """
     # A law bridged from another vocabulary forbids the same tokens everywhere: they are not doubt.
-    if float(logits.amin()) == -math.inf:
+    if logits.numpy().min() == -math.inf:
         logits = logits[:, logits.isfinite().any(dim=0)]
     u = uncertainty(logits)
     values: list[float] = u.tolist() if u.shape == logits.shape[:1] else []
@@ -131,7 +132,7 @@ class TokenDrafter:
             if settings.mode != "bounded" or (
                 settings.eps is not None and row.charged + bound <= settings.eps
             ):
-                self._keep(row, scores, bound)
+                self._keep(row, scores, u, bound)
                 return
         draft = self._drawn(row, scores)
         row.pending.append(draft)
@@ -144,20 +145,20 @@ class TokenDrafter:
             return Draft(self._choice.token(row, len(row.written) + len(row.pending), scores))
         bits = SCALAR_BITS if self._settings.uplink == "scalar" else SPARSE_BITS
         # Truncate and round first, then draw: the server verifies with the law that was drawn from.
-        top = scores.topk(min(self._settings.top_k, len(scores)))
-        law = sparse_law(top.values.double().softmax(dim=-1), len(top.values), bits)
+        values, ids = top_logits(scores, self._settings.top_k)
+        law = sparse_law(values.double().softmax(dim=-1), len(values), bits)
         chosen = self._choice.chance.choose(row.index, law.probabilities)
-        law = SparseLaw(top.indices[law.token_ids], law.weights, bits)
+        law = SparseLaw(ids[law.token_ids], law.weights, bits)
         return Draft(int(law.token_ids[chosen]), law)
 
-    def _keep(self, row: Row, scores: Tensor, bound: float) -> None:
+    def _keep(self, row: Row, scores: Tensor, u: float, bound: float) -> None:
         token = self._choice.token(row, len(row.written), scores)
         row.charged += bound
         if row.record.charged is not None:
             row.record.charged = row.charged
         row.record.kept += 1
         if self._is_audited(row, len(scores)):
-            row.unaudited.append((len(row.written), scores.softmax(dim=-1)))
+            row.unaudited.append((len(row.written), scores.softmax(dim=-1), u))
         row.commit([token])
 
     def _is_audited(self, row: Row, vocab_size: int) -> bool:

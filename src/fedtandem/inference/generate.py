@@ -63,6 +63,12 @@ class Generation:
     bridge: str
     record: Record
 
+    def agrees_with(self, other: "Generation") -> bool:
+        """Equal ids before the first place, in either answer, where rounding may decide what the LLM writes."""
+        ties = [tie for tie in (self.record.first_near_tie, other.record.first_near_tie) if tie is not None]
+        end = min(ties, default=None)
+        return self.ids[:end] == other.ids[:end]
+
 
 class TextStream:
     """Bytes of committed tokens to text, whole characters at a time; the chunks make up the whole answer."""
@@ -91,6 +97,7 @@ def generate(
     batch_size: int = 32,
     propose: Callable[[int, str], str] | None = None,
     on_text: OnText | None = None,
+    on_audit: Callable[[int, float, float], None] | None = None,
 ) -> list[Generation]:
     """Answer prompts with two models.
 
@@ -105,6 +112,7 @@ def generate(
         propose: in `exact`, a peer's guess of how an answer goes on: (prompt, its text so far) -> text. It is tried
             before the SLM drafts, and changes no law.
         on_text: called with (prompt, new text); its chunks make up each answer, and none is ever taken back.
+        on_audit: as in `decode`.
 
     Returns:
         One answer per prompt, in order.
@@ -148,9 +156,13 @@ def generate(
             text = "" if propose is None else propose(start + row, streams[row].text)
             return [int(token) for token in writer.tokenizer.continue_ids(text)] if text else []
 
+        def audited(row: int, u: float, error: float, start: int = start) -> None:
+            if on_audit is not None:
+                on_audit(start + row, u, error)
+
         chosen_settings = replace(settings, seed=settings.seed + start)
         decoded = batch.decode(
-            chosen_settings, uncertainty, beta_upper, show, None if propose is None else guess
+            chosen_settings, uncertainty, beta_upper, show, None if propose is None else guess, audited
         )
         for i, (prompt, stream, answer) in enumerate(zip(chosen, streams, decoded, strict=True)):
             rest = stream.add(b"", final=True)
@@ -195,6 +207,7 @@ class _Batch:
         beta_upper: Callable[[float], float] | None,
         show: Callable[[int, list[int]], None],
         guess: Callable[[int, list[int]], list[int]] | None,
+        audited: Callable[[int, float, float], None],
     ) -> list[Decoded]:
         """Every prompt's answer."""
         card = self.writer.tokenizer.card
@@ -210,6 +223,7 @@ class _Batch:
             beta_upper=beta_upper,
             propose=guess,
             on_commit=show,
+            on_audit=audited,
             prompt_bytes=[len(prompt.encode()) for prompt in self.prompts] if crosses else None,
             spell=(lambda token: spell(card, [token])) if crosses else None,
         )

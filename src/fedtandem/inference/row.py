@@ -30,8 +30,9 @@ class Row:
     """Size of the pending block on the wire, where its drafter sends something else than ids."""
     spell: Callable[[int], bytes] | None = None
     """Bytes of a token, where the client does not know the LLM's ids and answers travel as text."""
-    unaudited: list[tuple[int, Tensor]] = field(default_factory=list)
-    """(place in `written`, draft law (V,) float32) of kept tokens whose LLM law was not seen yet."""
+    unaudited: list[tuple[int, Tensor, float]] = field(default_factory=list)
+    """(place in `written`, draft law (V,) float32, u) of kept tokens whose LLM law was not seen yet."""
+    on_audit: Callable[[int, float, float], None] | None = None
     charged: float = 0.0
     is_done: bool = False
     record: Record = field(default_factory=Record)

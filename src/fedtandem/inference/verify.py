@@ -59,7 +59,7 @@ def _settle(row: Row, scores: Tensor, choice: Choice) -> None:
         elif draft is None or draft.law is None:
             token = choice.token(row, base + i, scores[i])
         else:
-            token = _accept_or_resample(row, draft, draft.law, scores[i].double(), choice)
+            token = _accept_or_resample(row, draft, draft.law, scores[i], choice)
         tokens.append(token)
         if draft is None:
             record.own += 1
@@ -94,11 +94,11 @@ def _note_near_tie(row: Row, place: int, margin: float, uplink: Uplink) -> None:
 def _accept_or_resample(row: Row, draft: Draft, law: SparseLaw, scores: Tensor, choice: Choice) -> int:
     """The draft, or a token of the residual law; its law is the LLM's. Never the draft again after a refusal."""
     q_draft = torch.tensor(law.of(draft.token), dtype=torch.float64)
-    p_draft = (scores[draft.token] - scores.logsumexp(dim=-1)).exp()
+    p_draft = (scores[draft.token].double() - log_total(scores)).exp()
     if choice.chance.happens(row.index, float(accept_probability(q_draft, p_draft))):
         return draft.token
     vocab_size = len(scores)
-    residual = residual_law(law.dense(vocab_size), scores.softmax(dim=-1))
+    residual = residual_law(law.dense(vocab_size), scores.double().softmax(dim=-1))
     if not residual.any():
         return draft.token  # refused by rounding alone: p = q
     if law.bits == SCALAR_BITS:
@@ -106,6 +106,12 @@ def _accept_or_resample(row: Row, draft: Draft, law: SparseLaw, scores: Tensor, 
         row.record.uplink_bytes += len(pack_law(law, draft.token, vocab_size))
         row.record.round_trips += 1
     return choice.chance.choose(row.index, residual)
+
+
+def log_total(scores: Tensor) -> Tensor:
+    """log Σ exp of scores (..., V), in float64; only the sum is, since the scores are no more exact than they are."""
+    highest = scores.amax(dim=-1, keepdim=True)
+    return (scores - highest).exp_().sum(dim=-1, dtype=torch.float64).log() + highest[..., 0]
 
 
 def _count_uplink(row: Row, settings: DecodeSettings, vocab_size: int) -> None:
@@ -131,7 +137,7 @@ def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
 
     Source: FedHLM spec, equation (7).
     """
-    for place, q in row.unaudited:
+    for place, q, u in row.unaudited:
         at_place = scores[place - row.unaudited[0][0]]
         if settings.uplink == "greedy":
             error = float(int(at_place.argmax()) != row.written[place])
@@ -139,6 +145,8 @@ def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
             error = float((q - at_place.softmax(dim=-1)).clamp_min(0).sum())
         row.record.audited += 1
         row.record.audited_error += error
+        if row.on_audit is not None:
+            row.on_audit(row.index, u, error)
     row.unaudited = []
 
 

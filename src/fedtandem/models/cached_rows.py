@@ -7,6 +7,7 @@ the new one no longer has is dropped, the rest is fed: cropping and feeding on g
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,8 @@ class CachedRows:
         self._cache: Any = None
         self._order = list(range(n_rows))  # which text each row of the batch is
         self._held: dict[int, list[int]] = {row: [] for row in range(n_rows)}
-        self._mask = torch.zeros(n_rows, 0, dtype=torch.int64)
+        # Bookkeeping in NumPy: on arrays this small every call of torch costs ten times as much.
+        self._mask = np.zeros((n_rows, 0), dtype=np.int64)
 
     @property
     def vocab_size(self) -> int:
@@ -114,10 +116,9 @@ class CachedRows:
         if self._cache is None or 2 * len(self._held) > len(self._order) or not self._held:
             return
         left = [b for b, text in enumerate(self._order) if text in self._held]
-        index = torch.tensor(left)
         self._order = [self._order[b] for b in left]
-        self._mask = self._mask[index]
-        self._cache.batch_select_indices(index.to(self._cache.layers[0].keys.device))
+        self._mask = self._mask[left]
+        self._cache.batch_select_indices(torch.tensor(left, device=self._cache.layers[0].keys.device))
 
     # -- details -----------------------------------------------------------------------------------------------
 
@@ -126,29 +127,29 @@ class CachedRows:
         surplus = len(self._held[row]) - kept
         if surplus > 0:
             b = self._order.index(row)
-            self._mask[b, self._mask[b].nonzero()[kept:, 0]] = 0
+            self._mask[b, np.flatnonzero(self._mask[b])[kept:]] = 0
             del self._held[row][kept:]
 
     def _cut_off(self) -> None:
         """Cut columns that end no text any more; squeeze when a third of the width is of no use to anyone."""
         if self._cache is None:
             return
-        used = self._mask.any(dim=0).nonzero()
+        used = np.flatnonzero(self._mask.any(axis=0))
         width = int(used[-1]) + 1 if len(used) else 0
         if width < self._mask.shape[1]:
             self._cache.crop(width - self._mask.shape[1])
             self._mask = self._mask[:, :width]
-        longest = int(self._mask.sum(dim=1).max())
+        longest = int(self._mask.sum(axis=1).max())
         if width > 1.5 * longest + SLACK_COLUMNS:
             self._squeeze(longest)
 
     def _squeeze(self, longest: int) -> None:
         """Move every text's columns to the right end of a narrower cache."""
         # A stable sort of the mask: unused columns first, used ones behind them in their order.
-        columns = self._mask.argsort(dim=1, stable=True)[:, -longest:]  # (B, longest)
-        self._mask = self._mask.gather(1, columns)
+        columns = self._mask.argsort(axis=1, kind="stable")[:, -longest:]  # (B, longest)
+        self._mask = np.take_along_axis(self._mask, columns, axis=1)
         for layer in self._cache.layers:
-            index = columns.to(layer.keys.device)[:, None, :, None]
+            index = torch.from_numpy(columns).to(layer.keys.device)[:, None, :, None]
             layer.keys = layer.keys.gather(2, index.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3]))
             layer.values = layer.values.gather(
                 2, index.expand(-1, layer.values.shape[1], -1, layer.values.shape[3])
@@ -157,16 +158,18 @@ class CachedRows:
     def _feed(self, new: dict[int, list[int]], wanted: int) -> Tensor:
         """Read new tokens at the right end of new columns; logits of the last `wanted` columns (B, wanted, V)."""
         width = max(len(tokens) for tokens in new.values())
-        step_ids = torch.full((len(self._order), width), self._pad_id, dtype=torch.int64)
-        step_mask = torch.zeros_like(step_ids)
+        step_ids = np.full((len(self._order), width), self._pad_id, dtype=np.int64)
+        step_mask = np.zeros_like(step_ids)
         for b, row in enumerate(self._order):
             tokens = new.get(row, [])
             if tokens:
-                step_ids[b, width - len(tokens) :] = torch.tensor(tokens)
+                step_ids[b, width - len(tokens) :] = tokens
                 step_mask[b, width - len(tokens) :] = 1
                 self._held[row] += tokens
-        self._mask = torch.cat([self._mask, step_mask], dim=1)
-        output, self._cache = self._forward(step_ids, self._mask, self._cache, wanted)
+        self._mask = np.concatenate([self._mask, step_mask], axis=1)
+        output, self._cache = self._forward(
+            torch.from_numpy(step_ids), torch.from_numpy(self._mask), self._cache, wanted
+        )
         return output
 
     def _afresh(self, ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:

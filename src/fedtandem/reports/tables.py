@@ -1,5 +1,6 @@
 """The tables a terminal shows when a run or a study ends."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedtandem.federation.joint import Saved
 from fedtandem.reports.contrasts import Contrast, run_contrasts, study_contrasts
 from fedtandem.reports.costs import run_costs, run_payload
 from fedtandem.reports.record import read_run, read_study
@@ -127,6 +129,38 @@ def print_study(folder: Path, console: Console | None = None) -> None:
         needed=study.summary.get("seeds_for_a_claim", 5),
     )
     _print_headline(shown, headline)
+
+
+def print_joint(rows: Sequence[Saved], console: Console | None = None) -> None:
+    """What each SLM spared the LLM.
+
+    Args:
+        rows: of `joint_command`.
+        console: standard output by default.
+    """
+    shown = console or Console()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("drafts", "SLM"):
+        table.add_column(title, no_wrap=True)
+    for title in ("LLM passes", "spared", "accepted", "same text"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        alone = row.slm == "none"
+        table.add_row(
+            row.client or "(LLM alone)",
+            "" if alone else row.slm,
+            f"{row.llm_passes:.1f}",
+            "" if alone else Text(figure(row.saved, "accuracy"), "bold" if row.slm == "co-tuned" else ""),
+            "" if alone else figure(row.accepted, "accuracy"),
+            f"{row.equal + row.tied}/{row.answers}",
+        )
+    shown.print()
+    shown.print(table)
+    shown.print(
+        "passes an answer; mode exact, greedy: the text is the co-tuned LLM's own, whoever drafts",
+        style="dim",
+        highlight=False,
+    )
 
 
 def _print_headline(console: Console, headline: Headline) -> None:
