@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
-from fedtandem.federation.flags import calibrate, generate, route
+from fedtandem.federation.flags import calibrate, generate, route, trace
 
 EXIT_CODES = (
     "exit codes: 0 ok, 1 internal error, 2 usage or config, 3 data, 4 model or tokenizer, 5 network, 6 quorum,\n"
@@ -389,6 +389,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("print a frame, an adapter or a run in plain words", _inspect_flags, _inspect),
     "align": Command("which tokens of two tokenizers belong together in a text", _align_flags, _align),
     "vocabulary": Command("map one vocabulary to another", _vocabulary_flags, _vocabulary),
+    "trace": Command("record what two models decide on your data", trace.add, trace.call),
     "calibrate": Command("learn from a trace when the SLM should ask", calibrate.add, calibrate.call),
     "route": Command("what a threshold policy would have done on a trace", route.add, route.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
