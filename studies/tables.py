@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtandem.reports.generation_page import table as generation_table
-from fedtandem.reports.wording import THIN, difference, figure, interval
+from fedtandem.reports.wording import THIN, difference, figure, interval, metric_name
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
@@ -37,6 +37,7 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
     means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
+    several = len({r["metric"] for r in rows}) > 1
     titles = [
         "party",
         "test set",
@@ -58,19 +59,19 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
         wanted = wanted and split in ("*", row["split"])
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
-            cells = ([row["method"]] if method == "*" else []) + _cells(row, other)
+            cells = ([row["method"]] if method == "*" else []) + _cells(row, other, several)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], other: dict[str, Any], several: bool) -> list[str]:
     metric = row["metric"]
     gain = difference(row["difference"], metric)
     shown = f"**{gain}**" if row["claim"] else gain
     per_seed = ", ".join(figure(value, metric).removesuffix(f"{THIN}%") for value in row["per_seed"])
+    split = f"{row['split']}, {metric_name(metric)}" if several else row["split"]
     return [
-        row["party"], row["split"], per_seed, figure(row["mean"], metric), row["control"],
-        figure(other["mean"], metric),
+        row["party"], split, per_seed, figure(row["mean"], metric), row["control"], figure(other["mean"], metric),
         f"{shown} ({interval(row['difference_ci'], metric)}; {interval(row['bootstrap_ci'], metric)})",
     ]  # fmt: skip
 

@@ -42,6 +42,7 @@ def loaded_by(program: str) -> set[str]:
 HELP = (
     "from fedtandem.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
     "from fedtandem.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass",
+    "from fedtandem.cli import main\ntry: main(['route', '--help'])\nexcept SystemExit: pass",
 )
 
 
@@ -147,10 +148,11 @@ def test_every_command_function_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     import ast
     import importlib
 
-    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    files = [Path(cli.__file__), *(Path(cli.__file__).parent / "federation" / "flags").glob("*.py")]
     lazy = [
         (node.module, alias.name)
-        for function in ast.walk(tree)
+        for file in files
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.ImportFrom)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
+from fedtandem.federation.flags import calibrate, generate, route, trace
 from fedtandem.federation.select import select_call, select_flags
 
 EXIT_CODES = (
@@ -324,59 +325,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- generate ------------------------------------------------------------------------------------------------------
-
-
-def _generate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--draft", metavar="MODEL", help="the small model (hub name, folder, embedded:NAME)")
-    parser.add_argument("--target", metavar="MODEL", help="the large model")
-    parser.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        action="append",
-        help="a prompt; the answer to a single one is shown as it is written",
-    )
-    parser.add_argument("--prompts", type=Path, metavar="F", help='JSON lines with "prompt"')
-    parser.add_argument(
-        "--mode",
-        choices=["exact", "bounded", "fedhlm", "local", "cloud"],
-        default="exact",
-        help="exact: the large model's own law; bounded: within --eps of it; fedhlm: keep what is sure "
-        "(default exact)",
-    )
-    parser.add_argument("--eps", type=float, help="mode bounded: total variation of a whole answer")
-    parser.add_argument(
-        "--bounds", type=Path, metavar="F", help='mode bounded: JSON {"u": [...], "beta_upper": [...]}'
-    )
-    parser.add_argument(
-        "--block", type=int, default=6, metavar="N", help="drafts per verification (default 6)"
-    )
-    parser.add_argument("--tau", type=float, default=0.3, help="uncertainty above which to ask (default 0.3)")
-    parser.add_argument(
-        "--uplink",
-        choices=["shared_noise", "scalar", "sparse", "greedy"],
-        default="shared_noise",
-        help="what is sent per draft; all but greedy sample (default shared_noise)",
-    )
-    parser.add_argument(
-        "--uncertainty", choices=["expected", "entropy", "margin", "max_prob"], default="expected"
-    )
-    parser.add_argument(
-        "--bridge", choices=["auto", "slem", "tli"], default="auto", help="between different tokenizers"
-    )
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--chat-template", action="store_true", help="wrap prompts in each model's template")
-    parser.add_argument(
-        "--audit",
-        choices=["none", "passing", "all"],
-        default="passing",
-        help="whose error is measured: of kept tokens that the large model reads anyway, or of all",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, one per prompt and in order")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
+# -- joint ---------------------------------------------------------------------------------------------------------
 
 
 def _joint_flags(parser: argparse.ArgumentParser) -> None:
@@ -396,52 +345,6 @@ def _joint(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(row) for row in rows]))
     else:
         print_joint(rows)
-    return 0
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    from fedtandem.inference.settings import DecodeSettings
-
-    settings = DecodeSettings(
-        mode=arguments.mode,
-        uplink=arguments.uplink,
-        block=arguments.block,
-        tau=arguments.tau,
-        eps=arguments.eps,
-        max_new_tokens=arguments.max_new_tokens,
-        seed=arguments.seed,
-        temperature=arguments.temperature,
-        audit=arguments.audit,
-    )
-    from fedtandem.federation.generate import GenerateRequest, generate_command, in_words
-
-    shows = arguments.prompt is not None and len(arguments.prompt) == 1 and not arguments.json
-    answers = generate_command(
-        GenerateRequest(
-            draft=arguments.draft,
-            target=arguments.target,
-            prompt=tuple(arguments.prompt) if arguments.prompt else None,
-            prompts=arguments.prompts,
-            bounds=arguments.bounds,
-            uncertainty=arguments.uncertainty,
-            bridge=arguments.bridge,
-            chat_template=arguments.chat_template,
-            batch_size=arguments.batch_size,
-            output=arguments.output,
-            settings=settings,
-        ),
-        (lambda _, text: print(text, end="", flush=True)) if shows else None,
-    )
-    if arguments.json:
-        listed = {} if arguments.output else {"answers": answers.rows}
-        print(json.dumps({**answers.totals, **listed}))
-        return 0
-    if shows:
-        print()
-    elif arguments.output is None:
-        for row in answers.rows:
-            print(json.dumps(row, ensure_ascii=False))
-    print(in_words(answers.totals))
     return 0
 
 
@@ -506,77 +409,6 @@ def _vocabulary(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- calibrate, route --------------------------------------------------------------------------------------------
-
-
-def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
-    parser.add_argument("--budget", metavar="SHARE", help="at most this share of calls, e.g. 10%%")
-    parser.add_argument("--max-loss", type=float, metavar="POINTS", help="lose at most so many points")
-    parser.add_argument("--price", type=float, metavar="λ", help="a call's price over an error's, e.g. 0.05")
-    parser.add_argument("--output", type=Path, default=Path("policy.json"), metavar="POLICY")
-    parser.add_argument("--learn", choices=["histogram", "line", "gradient", "fixed"], default="histogram")
-    parser.add_argument("--tau", type=float, default=0.5, help="of --learn fixed, and where others start")
-    parser.add_argument("--measure", help="expected (default), entropy, margin, max_prob or recorded")
-    parser.add_argument(
-        "--feedback", choices=["auto", "probabilities", "agreement", "quality"], default="auto"
-    )
-    parser.add_argument(
-        "--audit",
-        default="all",
-        metavar="RATE",
-        help="all (default): learn from every recorded answer; auto or 1%%: see only what a deployment would",
-    )
-    parser.add_argument("--clusters", type=int, metavar="K", help="group clients anew, by mean embedding")
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of --learn gradient")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
-
-
-def _calibrate(arguments: argparse.Namespace) -> int:
-    from fedtandem.federation.calibrate import CalibrateRequest, calibrate_command
-
-    request = CalibrateRequest(
-        trace=arguments.trace,
-        output=arguments.output,
-        budget=arguments.budget,
-        max_loss=arguments.max_loss,
-        price=arguments.price,
-        measure=arguments.measure,
-        feedback=arguments.feedback,
-        learn=arguments.learn,
-        audit=arguments.audit,
-        rounds=arguments.rounds,
-        tau=arguments.tau,
-        clusters=arguments.clusters,
-        seed=arguments.seed,
-    )
-    print(calibrate_command(request, json_output=arguments.json))
-    return 0
-
-
-def _route_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
-    parser.add_argument("--policy", type=Path, required=True, metavar="FILE", help="made by calibrate")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
-
-
-def _route(arguments: argparse.Namespace) -> int:
-    from fedtandem.federation.route import route_command
-
-    said = route_command(
-        arguments.trace,
-        arguments.policy,
-        report=arguments.report,
-        json_output=arguments.json,
-        seed=arguments.seed,
-    )
-    print(said)
-    return 0
-
-
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         "a server and two clients teach each other, from nothing to a report", _demo_flags, _demo
@@ -586,7 +418,9 @@ COMMANDS: dict[str, Command] = {
     "run": Command("run a config's method and its controls", _run_flags, _run),
     "study": Command("methods x seeds, with intervals", _study_flags, _study),
     "eval": Command("score a model on held-out rows", _eval_flags, _eval),
-    "generate": Command("answer prompts with a small and a large model together", _generate_flags, _generate),
+    "generate": Command(
+        "answer prompts with a small and a large model together", generate.add, generate.call
+    ),
     "paths": Command("have reasoning paths written for prompts, and checked", _paths_flags, _paths),
     "select": Command("choose which prompts a model should learn from another", select_flags, select_call),
     "joint": Command("what a run's SLMs spare its LLM, before and after co-tuning", _joint_flags, _joint),
@@ -597,8 +431,9 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command("print a frame, an adapter or a run in plain words", _inspect_flags, _inspect),
     "align": Command("which tokens of two tokenizers belong together in a text", _align_flags, _align),
     "vocabulary": Command("map one vocabulary to another", _vocabulary_flags, _vocabulary),
-    "calibrate": Command("learn from a trace when the SLM should ask", _calibrate_flags, _calibrate),
-    "route": Command("what a threshold policy would have done on a trace", _route_flags, _route),
+    "trace": Command("record what two models decide on your data", trace.add, trace.call),
+    "calibrate": Command("learn from a trace when the SLM should ask", calibrate.add, calibrate.call),
+    "route": Command("what a threshold policy would have done on a trace", route.add, route.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }
 """Command word -> what it does."""

@@ -1,6 +1,7 @@
 """Small made-up traces: twenty clients at four edges, a weak SLM and a stronger LLM on four classes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +91,28 @@ def repeated(build: Callable[..., Trace]) -> Callable[..., Trace]:
         }, weak=0.5)  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A tiny BERT with random weights and a byte tokenizer, in a folder as stock transformers writes it."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from fedtandem.models.scratch_tokenizer import train_tokenizer
+
+    def save(name: str, seed: int, labels: tuple[str, ...] = ("World", "Sports", "Business")) -> Path:
+        folder = tmp_path_factory.mktemp("classifiers") / name
+        tokenizer = train_tokenizer("bytes", [], 0)
+        config = BertConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=64, initializer_range=0.5, pad_token_id=tokenizer.pad_id,
+            id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            BertForSequenceClassification(config).save_pretrained(folder)
+        tokenizer.save(folder)
+        return folder
+
+    return save

@@ -36,6 +36,11 @@ class Sample:
         return len(self.prompt.encode()) + len((self.answer or "").encode())
 
 
+def references_of(sample: Sample) -> tuple[str, ...]:
+    """The accepted answers of a free-text sample, without the separating space."""
+    return sample.references or ((sample.answer or "").strip(),)
+
+
 def public_hash(samples: Sequence[Sample]) -> str:
     """SHA-256 (hex) of the public set: ids, prompts, answers and ends, in order.
 

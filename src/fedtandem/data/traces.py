@@ -261,6 +261,22 @@ def _refuse(bad: Any, column: Array, name: str, where: str, expected: str) -> No
         )
 
 
+def joined(traces: Sequence[Trace]) -> Trace:
+    """Traces of the same models one after the other; a column that one of them lacks is left out.
+
+    Raises:
+        DataError: none, or of other models.
+    """
+    if not traces:
+        raise DataError("there is no trace to join.")
+    for other in traces[1:]:
+        if other.info != traces[0].info:
+            raise DataError(f"traces of {traces[0].info} and of {other.info} cannot be joined.")
+    common = [name for name in traces[0].columns() if all(name in trace.columns() for trace in traces)]
+    columns = {name: np.concatenate([trace.columns()[name] for trace in traces]) for name in common}
+    return make_trace(traces[0].info, columns)
+
+
 def write_trace(path: Path, trace: Trace) -> None:
     """Write a trace as Parquet, wholly or not at all."""
     import pyarrow as pa

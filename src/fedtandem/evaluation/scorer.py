@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedtandem.data.public import Sample
+from fedtandem.data.public import Sample, references_of
 from fedtandem.errors import ConfigError, DataError
 from fedtandem.evaluation.reading import Progress, read_answers
 from fedtandem.evaluation.rouge import rouge_l
@@ -132,11 +132,6 @@ def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
         np.concatenate([evaluation.item_values for evaluation in evaluations]),
         np.concatenate([evaluation.item_weights for evaluation in evaluations]),
     )
-
-
-def references_of(sample: Sample) -> tuple[str, ...]:
-    """The accepted answers of a free-text sample, without the separating space."""
-    return sample.references or ((sample.answer or "").strip(),)
 
 
 Item = tuple[float, float]

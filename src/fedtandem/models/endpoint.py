@@ -25,6 +25,10 @@ class NoAnswer(NetworkError):
     """One request has no usable answer after all attempts; the next request may have one."""
 
 
+class Refused(NetworkError):
+    """The server does not admit us, or knows no such model or path: asking again is of no use."""
+
+
 @dataclass
 class Endpoint:
     """A server that speaks OpenAI's wire format. May be used from several threads.
@@ -130,8 +134,15 @@ class Endpoint:
 
         Raises:
             NoAnswer: this request has no usable answer (too many tries, or the server will not take it).
-            NetworkError: no request will have one: nobody there, no admission, no such model or path.
+            Refused: no request will have one: no admission, no such model or path.
+            NetworkError: nobody is there.
         """
+        return self.exchange(path, payload, lambda reply: read(reply.json()))
+
+    def exchange(
+        self, path: str, payload: Mapping[str, Any] | None, take: Callable[[httpx.Response], T]
+    ) -> T:
+        """As `ask`, with the whole HTTP reply: its time (`elapsed`) and its request besides the JSON."""
         fault = ""
         for attempt in range(self.attempts):
             last = attempt + 1 == self.attempts
@@ -147,7 +158,7 @@ class Endpoint:
                 fault = f"{type(error).__name__} {error}".strip()
             else:
                 if reply.status_code in REFUSED:
-                    raise NetworkError(f"{self.url}/{path} refuses with HTTP {reply.status_code}: "
+                    raise Refused(f"{self.url}/{path} refuses with HTTP {reply.status_code}: "
                                        f"{_said(reply)}. {_REMEDY[reply.status_code]}")  # fmt: skip
                 if reply.status_code in RETRIED:
                     fault = f"HTTP {reply.status_code}: {_said(reply)}"
@@ -156,9 +167,9 @@ class Endpoint:
                     raise NoAnswer(f"HTTP {reply.status_code}: {_said(reply)}")
                 else:
                     try:
-                        return read(reply.json())
-                    except (KeyError, IndexError, TypeError, ValueError):
-                        fault = f"no answer in the reply {reply.text[:120]!r}"
+                        return take(reply)
+                    except (KeyError, IndexError, TypeError, ValueError) as error:
+                        fault = f"no answer in the reply {reply.text[:120]!r} ({error})"
             if not last:
                 self.sleep(min(wait, LONGEST_WAIT_S))
         raise NoAnswer(f"{self.attempts} attempts, the last: {fault}")

@@ -265,6 +265,28 @@ class LanguageModel:
         finally:
             self.model.train(was_training)
 
+    @torch.no_grad()
+    def hidden_states(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The last hidden state of every token of B texts, given as ids; (T, D) float32 each, on the CPU.
+
+        Raises:
+            ModelError: a text is longer than the model's context.
+        """
+        longest = max(len(text) for text in texts)
+        self._check_length(longest)
+        ids = torch.full((len(texts), longest), self.tokenizer.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for b, text in enumerate(texts):
+            ids[b, : len(text)] = torch.tensor([int(token) for token in text])
+            mask[b, : len(text)] = 1
+        with self._autocast():
+            output = self.model(
+                input_ids=ids.to(self.device), use_cache=False, output_hidden_states=True,
+                **self._inputs(mask.to(self.device)),
+            )  # fmt: skip
+        last = output.hidden_states[-1].float().cpu()
+        return [last[b, : len(text)] for b, text in enumerate(texts)]
+
     def cached_rows(self, n_rows: int) -> CachedRows:
         """This model reading `n_rows` growing texts, with keys and values kept; puts it in evaluation mode."""
         self.model.eval()
