@@ -16,7 +16,7 @@ from fedtandem.studies.routing.byzantine import AVERAGES, _taus
 from fedtandem.studies.routing.federated_bag import averaged
 from fedtandem.studies.routing.news import LABELS, read_news, shared_out
 from fedtandem.studies.routing.prices import PARITY_MEANS, Stream, best_fixed, cost, fedavg, hindsight
-from fedtandem.studies.routing.routers import threshold_for
+from fedtandem.studies.routing.routers import settled, threshold_for
 from fedtandem.studies.routing.tables import bar, markdown, number, plain, spread
 
 
@@ -64,6 +64,12 @@ def test_a_threshold_for_a_share_sends_that_share():
     rank = np.random.default_rng(0).random(200)
     for share in (0.0, 0.05, 0.5, 1.0):
         assert (rank > threshold_for(rank, share)).mean() == pytest.approx(share)
+
+
+def test_a_lucky_point_of_a_curve_is_not_where_it_settles():
+    curve = np.array([0.5, 0.9, 0.7, 0.8, 0.9])
+    assert settled(curve, 0.8) == 0.75
+    assert settled(curve, 0.5) == 0.0
 
 
 def test_a_words_row_is_averaged_over_the_clients_that_hold_it():

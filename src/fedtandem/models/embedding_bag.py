@@ -168,7 +168,7 @@ def train_rows(
     updates = spec.epochs * -(-len(label) // spec.batch_size)
     done = 0
     for _ in range(spec.epochs):
-        for batch in torch.randperm(len(label), generator=generator).split(spec.batch_size):
+        for batch in torch.split(torch.randperm(len(label), generator=generator), spec.batch_size):
             if spec.decay:
                 optimizer.param_groups[0]["lr"] = spec.learning_rate * (1 - done / updates)
             chosen = places[batch]

@@ -65,7 +65,7 @@ def train_encoder(
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=spec.hidden_size, num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads, intermediate_size=4 * spec.hidden_size,
-        max_position_embeddings=spec.max_length, pad_token_id=tokenizer.pad_token_id, num_labels=len(labels),
+        max_position_embeddings=spec.max_length, pad_token_id=tokenizer.pad_token_id,
         hidden_dropout_prob=spec.dropout, attention_probs_dropout_prob=spec.dropout,
         id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
     )  # fmt: skip
@@ -102,7 +102,7 @@ def _train(
     )
     done = 0
     for _ in range(spec.epochs):
-        for batch in torch.randperm(len(y)).split(spec.batch_size):
+        for batch in torch.split(torch.randperm(len(y)), spec.batch_size):
             mask = encoded["attention_mask"][batch]
             width = int(mask.sum(dim=1).max())
             logits = model(

@@ -74,7 +74,7 @@ def _taus(way: str, stream: Stream, liars: Sequence[int] | npt.NDArray[np.int64]
     """Every client's threshold when these clients lie."""
     if way in AVERAGES:
         said = {int(k): 1.0 if lie == "high" else 0.0 for k in liars}
-        return fedavg(stream, [PRICE], eta=ETA, settings=AVERAGES[way], liars=said)[-1][0]
+        return np.asarray(fedavg(stream, [PRICE], eta=ETA, settings=AVERAGES[way], liars=said)[-1][0])
     tables: list[Histogram] = []
     for k in range(len(stream.names)):
         mine = stream.client == k

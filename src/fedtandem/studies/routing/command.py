@@ -21,7 +21,7 @@ from fedtandem.studies.routing.news import SKEWS, read_news
 from fedtandem.studies.routing.page import study_page
 from fedtandem.studies.routing.recorded import SLMS, TraceSettings, load_traces, record_seed
 from fedtandem.studies.routing.routers import pair_of
-from fedtandem.studies.routing.tables import plain
+from fedtandem.studies.routing.tables import plain, to_json
 
 VERSION = 1
 """Of the figures; raised when the same traces would give others."""
@@ -121,7 +121,7 @@ def run(request: Request, *, quiet: bool = False) -> dict[str, Any]:
             )
             cells[seed], items[seed] = _one_seed(request, seed, made[seed], watch)
             summary = _summary(request, cells, items, made, time.process_time() - started)
-            write_text(request.output / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+            write_text(request.output / "summary.json", to_json(summary))
     write_text(request.output / "report.html", study_page(plain(summary)))
     return summary
 

@@ -58,7 +58,7 @@ def hindsight(stream: Stream, price: float, group: Ints | None = None) -> float:
     if group is None:
         return _least(stream.u, stream.beta, price)
     parts = [group == g for g in np.unique(group)]
-    return sum(_least(stream.u[p], stream.beta[p], price) * p.mean() for p in parts)
+    return float(sum(_least(stream.u[p], stream.beta[p], price) * p.mean() for p in parts))
 
 
 def _least(u: Floats, beta: Floats, price: float) -> float:

@@ -119,12 +119,18 @@ def judged(pair: Pair, rank: tuple[Floats, Floats]) -> tuple[dict[str, float], d
                     f"worst@{name}": worst_decile(right, groups)}  # fmt: skip
         items[name] = right
     for loss in LOSSES:
-        share = calls_for(calibration, float(pair.llm[0].mean()) - loss)
+        share = settled(calibration, float(pair.llm[0].mean()) - loss)
         sent = asked > threshold_for(chosen_on, share)
         name = f"{100 * loss:g}"
         figures |= {f"calls-{name}": float(sent.mean()), f"loss-{name}": float((llm - np.where(sent, llm, slm)).mean()),
                     f"hindsight-{name}": calls_for(curve, float(llm.mean()) - loss)}  # fmt: skip
     return figures, items
+
+
+def settled(curve: Floats, quality: float) -> float:
+    """The smallest share of calls from which a curve stays at a quality; the first to reach it may be luck."""
+    below = np.flatnonzero(curve < quality - 1e-12)
+    return float((below[-1] + 1) / (len(curve) - 1)) if len(below) else 0.0
 
 
 def threshold_for(rank: Floats, share: float) -> float:

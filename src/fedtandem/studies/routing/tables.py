@@ -1,5 +1,6 @@
 """Figures over seeds, the tables made of them, and the bars a study is held against."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,7 +101,7 @@ class Table:
 
 
 def plain(value: Any) -> Any:
-    """As JSON values; what cannot be told is null."""
+    """As JSON values, six digits each; what cannot be told is null."""
     if isinstance(value, Spread | Bar | Table):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -108,8 +109,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
+        return float(f"{value:.6g}") if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
+
+
+def to_json(summary: Mapping[str, Any]) -> str:
+    """A summary as JSON, a line for each of its parts and for each seed's cells."""
+    whole = plain(summary)
+    cells = whole.pop("cells")
+    parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in whole.items()]
+    seeds = ",\n".join(f"  {json.dumps(seed)}: {json.dumps(cell)}" for seed, cell in cells.items())
+    return "{\n" + ",\n".join([*parts, f' "cells": {{\n{seeds}\n }}']) + "\n}\n"
 
 
 def markdown(table: Mapping[str, Any]) -> str:
