@@ -4,7 +4,7 @@
 
 A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every method,
 control, party or test set. Bold: a claim by the study's statistics. `<!-- generation FILE KIND -->` takes a table of
-the study of generation.
+the study of generation, `<!-- routing FILE NAME -->` one that a routing study made itself.
 """
 
 import json
@@ -14,17 +14,25 @@ from typing import Any
 
 from fedtandem.reports.generation_page import table as generation_table
 from fedtandem.reports.wording import THIN, difference, figure, interval, metric_name
+from fedtandem.studies.routing.tables import markdown
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"
+ROUTING = re.compile(r"(<!-- routing (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) (\S+) (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 GENERATION = re.compile(r"(<!-- generation (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: str) -> str:
     """The page with every table made anew."""
+    page = ROUTING.sub(lambda found: found[1] + routing_table(*found.group(2, 3)) + found[4], page)
     page = GENERATION.sub(lambda found: found[1] + of_generation(*found.group(2, 3)) + found[4], page)
     return TABLE.sub(lambda found: found[1] + table(*found.group(2, 3, 4, 5, 6)) + found[7], page)
+
+
+def routing_table(file: str, name: str) -> str:
+    """A routing study's own table."""
+    return markdown(json.loads((ROOT / file).read_text(encoding="utf-8"))["tables"][name])
 
 
 def of_generation(file: str, kind: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtandem.data.partition import Partition, dirichlet_parts, partition_indices, take_part
+from fedtandem.data.partition import Partition, alike_parts, dirichlet_parts, partition_indices, take_part
 from fedtandem.data.public import Sample
 from fedtandem.errors import DataError
 
@@ -77,3 +77,19 @@ def test_impossible_parts_are_refused() -> None:
     ]:
         with pytest.raises(DataError, match=words):
             take_part(samples, partition, where="client 3")
+
+
+def test_sets_that_are_split_alike_have_the_same_shares_in_every_part() -> None:
+    train, test = ["a"] * 4000 + ["b"] * 2000, ["b"] * 1000 + ["a"] * 1000
+    parts = alike_parts([train, test], 5, 0.3, np.random.default_rng(3))
+    for labels, cut in zip((train, test), parts, strict=True):
+        assert sorted(np.concatenate(cut).tolist()) == list(range(len(labels)))
+    for label in "ab":
+        shares = [
+            [sum(labels[i] == label for i in part) / labels.count(label) for part in cut]
+            for labels, cut in zip((train, test), parts, strict=True)
+        ]
+        np.testing.assert_allclose(*shares, atol=0.002)
+    alone = dirichlet_parts(train, 5, 0.3, np.random.default_rng(3))
+    again = alike_parts([train], 5, 0.3, np.random.default_rng(3))[0]
+    assert all(np.array_equal(a, b) for a, b in zip(alone, again, strict=True))

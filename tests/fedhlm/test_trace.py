@@ -133,7 +133,7 @@ def test_where_a_recording_stops_changes_nothing(
     (["--text", "body"], 3, "no text under 'body'"), (["--label", "topic"], 3, "no column 'topic'"),
     (["--client", "who"], 3, "no column 'who'"), (["--data", "no.jsonl"], 3, "there is no file"),
     (["--slm", CHAINS[0], "--kind", "classify"], 4, "no classification head"),
-    (["--llm-url", "localhost"], 2, "no address"),
+    (["--llm-url", "localhost"], 2, "give the address the API begins with"),
     (["--kind", "tokens", "--llm-url", "http://x/v1"], 2, "--kind answers"),
 ])  # fmt: skip
 def test_what_cannot_be_recorded_is_refused_and_nothing_written(

@@ -77,19 +77,29 @@ def dirichlet_parts(
 
     Source: Hsu et al. 2019, arXiv:1909.06335 (shares are drawn per label here, so the cover is exact).
     """
-    owner = np.empty(len(labels), dtype=np.int64)
-    names = np.asarray(labels)
-    for label in sorted(set(labels)):
-        members = rng.permutation(np.flatnonzero(names == label))
-        shares = rng.dirichlet(np.full(parts, alpha))
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-        for part, chunk in enumerate(np.split(members, cuts)):
-            owner[chunk] = part
-    for part in range(parts):
-        if not (owner == part).any() and len(labels) >= parts:
-            largest = np.bincount(owner, minlength=parts).argmax()
-            owner[rng.choice(np.flatnonzero(owner == largest))] = part
-    return [np.flatnonzero(owner == part).astype(np.int64) for part in range(parts)]
+    return alike_parts([labels], parts, alpha, rng)[0]
+
+
+def alike_parts(
+    sets: Sequence[Sequence[str]], parts: int, alpha: float, rng: np.random.Generator
+) -> list[list[NDArray[np.int64]]]:
+    """`dirichlet_parts` of several sets with the same shares: part i is as skewed in training as in the test."""
+    names = [np.asarray(labels) for labels in sets]
+    owners = [np.empty(len(labels), dtype=np.int64) for labels in sets]
+    for label in sorted({label for labels in sets for label in labels}):
+        shares: NDArray[np.float64] | None = None
+        for owner, mine in zip(owners, names, strict=True):
+            members = rng.permutation(np.flatnonzero(mine == label))
+            shares = rng.dirichlet(np.full(parts, alpha)) if shares is None else shares
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+            for part, chunk in enumerate(np.split(members, cuts)):
+                owner[chunk] = part
+    for owner in owners:
+        for part in range(parts):
+            if not (owner == part).any() and len(owner) >= parts:
+                largest = np.bincount(owner, minlength=parts).argmax()
+                owner[rng.choice(np.flatnonzero(owner == largest))] = part
+    return [[np.flatnonzero(owner == part).astype(np.int64) for part in range(parts)] for owner in owners]
 
 
 def field_parts(groups: Sequence[str], parts: int, *, where: str) -> list[NDArray[np.int64]]:

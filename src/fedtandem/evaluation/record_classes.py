@@ -15,7 +15,7 @@ from fedtandem.errors import ModelError, NetworkError
 from fedtandem.evaluation.recording import Recorded, ask_all, parties
 from fedtandem.inference.gates import text_gate
 from fedtandem.models.chat_endpoint import ChatEndpoint, Reply, Unusable
-from fedtandem.models.sequence_classifier import SequenceClassifier
+from fedtandem.models.classifier import Classifier
 
 UNLISTED = 1e-3
 """A law over classes counts as whole if no class that the endpoint did not list can be likelier than this."""
@@ -57,7 +57,7 @@ class LocalCloud:
         ModelError: the classes do not match.
     """
 
-    def __init__(self, model: SequenceClassifier, labels: Sequence[str]) -> None:
+    def __init__(self, model: Classifier, labels: Sequence[str]) -> None:
         self.fingerprint = model.fingerprint
         self._model, self._order = model, class_order(labels, model.labels)
 
@@ -104,7 +104,7 @@ class EndpointCloud:
 class ClassRecorder:
     """An SLM and a cloud that classify the same texts."""
 
-    def __init__(self, slm: SequenceClassifier, cloud: Cloud, name: str) -> None:
+    def __init__(self, slm: Classifier, cloud: Cloud, name: str) -> None:
         self._slm, self._cloud = slm, cloud
         self.note = ""
         self.info = TraceInfo(

@@ -1,30 +1,16 @@
 """A sequence-classification model of `transformers`: texts in, a law over classes and an embedding out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedtandem.errors import ModelError
 from fedtandem.models.adapters import without_bars
+from fedtandem.models.classifier import ClassLaws
 from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.load import choose_device, choose_dtype, locate
-
-
-@dataclass(frozen=True, eq=False)
-class ClassLaws:
-    """What a classifier makes of B texts.
-
-    Attributes:
-        probs: (B, C) float32, rows sum to 1.
-        embedding: the last hidden states' mean over each text's tokens; (B, D) float32.
-    """
-
-    probs: Tensor
-    embedding: Tensor
 
 
 class SequenceClassifier:
@@ -34,12 +20,14 @@ class SequenceClassifier:
         name: for messages.
         labels: names of the C classes.
         fingerprint: of weights and vocabulary.
+
+    Its embedding of a text is the last hidden states' mean over the text's tokens.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, max_length: int = 512) -> None:
         model.eval()
         self.name = name
-        self._model, self._tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         limit = getattr(model.config, "max_position_embeddings", None)
         self._max_length = max_length if limit is None else min(max_length, int(limit))
         names = model.config.id2label
@@ -53,10 +41,10 @@ class SequenceClassifier:
         Raises:
             ModelError: NaN logits; says of which text.
         """
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        ).to(self._model.device)
-        output = self._model(**encoded, output_hidden_states=True)
+        ).to(self.model.device)
+        output = self.model(**encoded, output_hidden_states=True)
         logits = output.logits.float()
         bad = ~logits.isfinite().all(dim=-1)
         if bad.any():
