@@ -2,8 +2,8 @@
 
     python studies/tables.py
 
-A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every control,
-party or test set. Bold: a claim by the study's statistics.
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT,... -->` and `<!-- end -->`; `*` takes every
+control, party or test set. Bold: a claim by the study's statistics.
 """
 
 import json
@@ -26,7 +26,7 @@ def filled(page: str) -> str:
 def table(file: str, method: str, control: str, parties: str, split: str) -> str:
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
-    means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
+    means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows}
     several = len({r["metric"] for r in rows}) > 1
     lines = [
         f"| party | test set | {method}, per seed | mean | control | its mean | difference, 95 % t (bootstrap) |",
@@ -34,7 +34,7 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
     ]
     for row in rows:
         wanted = row["method"] == method and row["control"] is not None and control in ("*", row["control"])
-        wanted = wanted and split in ("*", row["split"])
+        wanted = wanted and (split == "*" or row["split"] in split.split(","))
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
             lines.append(_line(row, other, several))
