@@ -2,7 +2,7 @@
 
     python studies/tables.py
 
-A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT -->` and `<!-- end -->`; `*` takes every method,
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT,... -->` and `<!-- end -->`; `*` takes every method,
 control, party or test set. Bold: a claim by the study's statistics. `<!-- generation FILE KIND -->` takes a table of
 the study of generation, `<!-- routing FILE NAME -->` one that a routing study made itself.
 """
@@ -44,7 +44,7 @@ def of_generation(file: str, kind: str) -> str:
 def table(file: str, method: str, control: str, parties: str, split: str) -> str:
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
-    means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
+    means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows}
     several = len({r["metric"] for r in rows}) > 1
     titles = [
         "party",
@@ -64,7 +64,7 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
         wanted = (
             method in ("*", row["method"]) and row["control"] is not None and control in ("*", row["control"])
         )
-        wanted = wanted and split in ("*", row["split"])
+        wanted = wanted and (split == "*" or row["split"] in split.split(","))
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
             cells = ([row["method"]] if method == "*" else []) + _cells(row, other, several)
