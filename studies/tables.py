@@ -2,9 +2,9 @@
 
     python studies/tables.py
 
-A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT,... -->` and `<!-- end -->`; `*` takes every method,
-control, party or test set. Bold: a claim by the study's statistics. `<!-- generation FILE KIND -->` takes a table of
-the study of generation, `<!-- routing FILE NAME -->` one that a routing study made itself.
+A table stands between `<!-- table FILE METHOD CONTROL PARTY,... SPLIT,... -->` and `<!-- end -->`; `*` takes every
+method, control, party or test set. Bold: a claim by the study's statistics. `<!-- generation FILE KIND -->` takes a
+table of the study of generation, `<!-- routing FILE NAME -->` one that a routing study made itself.
 """
 
 import json
