@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 
-.PHONY: setup demo test test-oldest check bench lock clean
+.PHONY: announce setup demo test test-oldest check bench lock clean
 
 setup: $(STAMP)
 	@:
@@ -16,7 +16,11 @@ $(STAMP):
 	@.ci/setup "$(PYTHON)" "$(LOCK)"
 	@rm -f .venv/.ready-* && touch $@
 
-demo: setup
+# Setting up is silent; who waits for a demo is told why.
+announce:
+	@test -e $(STAMP) || echo "installing into .venv: about 2 GB and a few minutes, this once"
+
+demo: announce setup
 	@$(BIN)/fedtandem demo $(if $(OUTPUT),--output $(OUTPUT))
 
 test: setup

@@ -33,6 +33,8 @@ def test_one_seed_says_only_more_labels_where_there_is_no_gain():
     (verdict,) = signatures([replace(CLIENT, difference=-0.01)])
     assert "added nothing" in verdict.text
     assert verdict.level == "bad"
+    full = replace(CLIENT, value=1.0, control_value=1.0, difference=0.0)
+    assert not signatures([full])  # nothing was left to add
     # Where another test set shows a gain, it is a limit, not a refutation.
     (verdict,) = signatures([replace(CLIENT, difference=-0.01), replace(CLIENT, split="other")])
     assert verdict.level == "note"

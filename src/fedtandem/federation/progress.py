@@ -7,6 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+HEARTBEAT_S = 20.0
+"""Off a terminal a stage says so often how far it is."""
+
 
 class Watch:
     """Call it with (what, done, of); use it as a context.
@@ -22,7 +25,7 @@ class Watch:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._what = ""
-        self._since = time.monotonic()
+        self._since = self._said = time.monotonic()
 
     def __enter__(self) -> "Watch":
         if not self.quiet and self.console.is_terminal:
@@ -49,6 +52,8 @@ class Watch:
                 self._task = self._bar.add_task(what, total=of)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=of)
+        elif not self.quiet and time.monotonic() - self._said > HEARTBEAT_S:
+            self._say(f"{what}: {done} of {of}")
 
     def _close_stage(self) -> None:
         if not self._what:
@@ -58,5 +63,9 @@ class Watch:
             self._bar.remove_task(self._task)
             self._task = None
         if not self.quiet and took > 2:
-            self.console.print(f"[dim]{self._what}: {took:.0f} s[/dim]", highlight=False)
+            self._say(f"{self._what}: {took:.0f} s")
         self._what = ""
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self.console.print(f"[dim]{line}[/dim]", highlight=False)

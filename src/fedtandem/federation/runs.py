@@ -349,6 +349,15 @@ def _belongs(event: Mapping[str, Any], name: str, methods: list[str]) -> bool:
     return bool(event["method"] == name)
 
 
+def where_it_stopped(folder: Path) -> str:
+    """What a resumed run goes on from, in words."""
+    log = folder / "events.jsonl"
+    done = [e for e in read_events(log) if e["event"] == "round_committed"] if log.is_file() else []
+    if not done:
+        return f"{folder}: no round was committed yet; the run starts over."
+    return f"{folder}: goes on after {done[-1]['method']}, round {done[-1]['round']}."
+
+
 def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_output: bool) -> int:
     """`fedtandem run`: one method, its controls, a table and a report."""
     from fedtandem.federation.progress import Watch
@@ -357,6 +366,8 @@ def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_ou
 
     folder = output or Path("runs") / config.name
     with Watch(quiet=json_output or not is_first()) as watch:
+        if resume and not watch.quiet:
+            watch.console.print(where_it_stopped(folder), highlight=False)
         summary = run_methods(config, config.methods, folder, resume=resume, progress=watch)
     first = is_first()
     part()

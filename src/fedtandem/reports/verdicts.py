@@ -126,7 +126,10 @@ def _only_more_labels(c: Contrast) -> Verdict | None:
 
 def _added_nothing(contrasts: Sequence[Contrast]) -> Verdict | None:
     """The same from one seed: no interval, so only where the difference is not even positive."""
-    none = [c for c in contrasts if (c.gain or 0.0) <= 0]
+    # Where the control is right everywhere there is nothing to add.
+    none = [
+        c for c in contrasts if (c.gain or 0.0) <= 0 and not (c.higher_is_better and c.control_value == 1.0)
+    ]
     if not none:
         return None
     where = listed(
