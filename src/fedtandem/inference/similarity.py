@@ -42,7 +42,8 @@ def wilson(
     middle = (p + z2 / (2 * safe)) / (1 + z2 / safe)
     half = z / (1 + z2 / safe) * np.sqrt(p * (1 - p) / safe + z2 / (4 * safe**2))
     low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-    return np.where(total > 0, low, 0.0), np.where(total > 0, high, 1.0)
+    # Exact where nothing, or everything, is right: rounding must not push the interval off its own proportion.
+    return np.where(k > 0, low, 0.0), np.where(k < total, high, 1.0)
 
 
 def calibrate_similarity(
