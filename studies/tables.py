@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fedtandem.reports.wording import THIN, difference, figure, interval
+from fedtandem.reports.wording import THIN, difference, figure, interval, metric_name
 from fedtandem.studies.routing.tables import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
     """One table: a row per party, test set and control."""
     rows = json.loads((ROOT / file).read_text(encoding="utf-8"))["rows"]
     means = {(r["method"], r["party"], r["split"], r["metric"]): r for r in rows if r["control"] is None}
+    several = len({r["metric"] for r in rows}) > 1
     lines = [
         f"| party | test set | {method}, per seed | mean | control | its mean | difference, 95 % t (bootstrap) |",
         "|---|---|---|---|---|---|---|",
@@ -45,17 +46,18 @@ def table(file: str, method: str, control: str, parties: str, split: str) -> str
         wanted = wanted and split in ("*", row["split"])
         if wanted and (parties == "*" or row["party"] in parties.split(",")):
             other = means[row["control"], row["party"], row["split"], row["metric"]]
-            lines.append(_line(row, other))
+            lines.append(_line(row, other, several))
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any], other: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], other: dict[str, Any], several: bool) -> str:
     metric = row["metric"]
     gain = difference(row["difference"], metric)
     shown = f"**{gain}**" if row["claim"] else gain
     per_seed = ", ".join(figure(value, metric).removesuffix(f"{THIN}%") for value in row["per_seed"])
+    split = f"{row['split']}, {metric_name(metric)}" if several else row["split"]
     return (
-        f"| {row['party']} | {row['split']} | {per_seed} | {figure(row['mean'], metric)} | {row['control']} | "
+        f"| {row['party']} | {split} | {per_seed} | {figure(row['mean'], metric)} | {row['control']} | "
         f"{figure(other['mean'], metric)} | {shown} ({interval(row['difference_ci'], metric)}; "
         f"{interval(row['bootstrap_ci'], metric)}) |"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from fedtandem import cli
 from fedtandem.algorithms.fedhlm import Settings
-from fedtandem.data.traces import TraceInfo, write_trace
+from fedtandem.data.traces import TraceInfo, make_trace, write_trace
 from fedtandem.evaluation.replay import replay, try_peers
 from fedtandem.evaluation.scored_trace import score_trace
 from fedtandem.federation.calibrate import calibrate, share_of
@@ -238,8 +238,6 @@ def test_shares_are_read_as_typed():
 def test_black_boxes_and_unknown_truth(tmp_path: Path, build, capsys):
     trace = build(1500)
     keep = {n: c for n, c in trace.columns().items() if not n.startswith("llm_") and n != "label"}
-    from fedtandem.data.traces import make_trace
-
     write_trace(tmp_path / "t.parquet", make_trace(trace.info, keep))
     assert run("calibrate", tmp_path / "t.parquet", "--budget", "20%", "--output", tmp_path / "p.json") == 0
     told = routed(capsys, tmp_path / "t.parquet", "--policy", tmp_path / "p.json")
@@ -313,3 +311,117 @@ def test_signatures_fire_on_planted_faults(build):
         drifting, scored, Settings(learn="fixed", start=0.98, audit_rate=1.0), measure="expected"
     ).policy
     assert {s.code: s for s in route(drifting, policy).signs}["E5"].alarm
+
+
+# -- measure, start, bounds, tiers -------------------------------------------------------------------------------
+
+
+def read(path: Path):
+    return policy_from_json(path.read_text(), "p")
+
+
+def test_a_learned_measure_travels_with_its_policy(files: Path, capsys):
+    words = [
+        "calibrate",
+        files / "cal.parquet",
+        "--budget",
+        "20%",
+        "--measure",
+        "learned",
+        "--output",
+        files / "p.json",
+    ]
+    assert run(*words) == 0
+    policy = read(files / "p.json")
+    assert (policy.measure, len(policy.clients)) == ("learned", 20)
+    told = routed(capsys, files / "test.parquet", "--policy", files / "p.json")
+    assert told["answered"]["cloud"] == pytest.approx(0.2, abs=0.05)
+    assert told["quality"]["routed"] > told["quality"]["random"]
+    whole = json.loads((files / "p.json").read_text())
+    whole["scorer"]["w2"] = whole["scorer"]["w2"][:3]
+    (files / "bad.json").write_text(json.dumps(whole))
+    assert run("route", files / "test.parquet", "--policy", files / "bad.json") == 2
+    assert "scorer cannot be read" in capsys.readouterr().err
+    assert run(*words, "--audit", "1%") == 2
+    assert "--audit all only" in capsys.readouterr().err
+
+
+def test_a_new_policy_starts_from_the_one_in_force(files: Path, capsys):
+    first, second = files / "first.json", files / "second.json"
+    assert run("calibrate", files / "cal.parquet", "--price", "0.05", "--output", first) == 0
+    words = ["calibrate", files / "cal.parquet", "--price", "0.6", "--from", first, "--output", second]
+    assert run(*words) == 0
+    before, after = read(first), read(second)
+    free = files / "free.json"
+    assert run("calibrate", files / "cal.parquet", "--price", "0.6", "--output", free) == 0
+    assert read(free).overall.tau - before.overall.tau > 0.15  # far away without a policy to start from
+    for name, entry in after.clients.items():
+        assert abs(entry.tau - before.clients[name].tau) <= 0.1 + 1e-9
+    # Gradient steps begin where the policy stands: two rounds are not enough from 0.5.
+    short = ["calibrate", files / "cal.parquet", "--price", "0.05", "--learn", "gradient", "--rounds", "2"]
+    assert run(*short, "--output", files / "cold.json") == 0
+    assert run(*short, "--from", first, "--output", files / "warm.json") == 0
+    best = before.overall.tau
+    cold, warm = (abs(read(files / f"{name}.json").overall.tau - best) for name in ("cold", "warm"))
+    assert warm < cold
+    assert run(*words, "--measure", "entropy") == 2
+    assert "thresholds are on expected" in capsys.readouterr().err
+    assert run("calibrate", files / "cal.parquet", "--price", "0.1", "--from", files / "no.json") == 2
+
+
+@pytest.mark.parametrize("learn", ["gradient", "fixed", "line"])
+def test_every_way_of_learning_has_intervals(tmp_path: Path, build, learn):
+    rng = np.random.default_rng(2)
+    u, draft = rng.random(4000), np.zeros(4000, int)
+    answer = np.where(rng.random(4000) < 0.8 * u, 1, 0)  # rejections rise along a line
+    keep = {
+        n: c for n, c in build(4000).columns().items() if not n.startswith(("llm_", "slm_")) and n != "label"
+    }
+    trace = make_trace(build(40).info, keep | {"uncertainty": u, "draft": draft, "answer": answer})
+    write_trace(tmp_path / "t.parquet", trace)
+    words = ["calibrate", tmp_path / "t.parquet", "--price", "0.3", "--learn", learn, "--tau", "0.45"]
+    assert run(*words, "--output", tmp_path / "p.json") == 0
+    policy = read(tmp_path / "p.json")
+    for entry in (policy.overall, *policy.clusters.values(), *policy.clients.values()):
+        assert entry.interval is not None
+        assert entry.interval[0] <= entry.tau <= entry.interval[1]
+        assert entry.interval[0] < entry.interval[1]
+    low, high = policy.overall.interval
+    assert low <= 0.375 <= high  # where 0.8 u = 0.3
+
+
+def test_bounds_in_a_policy_are_above_the_truth(files: Path, build):
+    assert run("calibrate", files / "cal.parquet", "--price", "0.3", "--output", files / "p.json") == 0
+    policy = read(files / "p.json")
+    scored = score_trace(build(60_000, 7), "expected")
+    checked = 0
+    for low in np.arange(0, 1, 1 / 64):
+        mine = (scored.u > low) & (scored.u <= low + 1 / 64)
+        if mine.sum() > 200:
+            checked += 1
+            assert scored.beta[mine].mean() <= policy.beta_upper(low + 1 / 64) < 1
+    assert checked > 30
+    assert policy.beta_upper(1 / 64) > policy.beta_upper(
+        8 / 64
+    )  # this SLM is confident and wrong; the bound knows
+    assert run("calibrate", files / "cal.parquet", "--max-loss", "4", "--output", files / "q.json") == 0
+    assert read(files / "q.json").bounds is None  # quality may be below 0: nothing to bound
+
+
+def test_peers_are_asked_only_where_that_is_cheaper(repeated):
+    from dataclasses import replace
+
+    trace = repeated()
+    scored = score_trace(trace, "expected")
+    policy = calibrate(trace, scored, Settings(goal=Goal("price", 0.3), audit_rate=1.0, draws=0),
+                       measure="expected").policy  # fmt: skip
+    rate = policy.similarity["hit_rate"]
+    assert 0.5 < rate < 1
+    error = (1 - policy.similarity["lower_bound"]) / 0.3
+    worth = rate * (1 - error)  # what a look-up saves of a call
+    for cost, asked in ((0.9 * worth, True), (1.1 * worth, False)):
+        assert bool((replay(trace, scored, policy, cost).tier == PEER).any()) is asked
+    dear = replace(
+        policy, price=(1 - policy.similarity["lower_bound"]) / 2
+    )  # an error costs more than two calls save
+    assert not (replay(trace, scored, dear).tier == PEER).any()

@@ -14,6 +14,7 @@ from fedtandem.cli import main
 from fedtandem.data.chains import ChainsSource
 from fedtandem.inference.decode import DecodeSettings
 from fedtandem.inference.generate import Generation, generate
+from fedtandem.inference.policy import policy_from_json
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 
@@ -208,15 +209,39 @@ def test_one_prompt_on_the_command_line_is_shown_as_it_is_written(capsys: pytest
     assert "LLM passes saved 0.0 %" in shown
 
 
-def test_bounds_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bounds = tmp_path / "bounds.json"
-    bounds.write_text(json.dumps({"u": [0.1, 1.0], "beta_upper": [0.002, 1.0]}))
-    command = ["generate", "--draft", "embedded:chains-server", *MODELS[2:], "--prompt", prompts()[0]]
-    command += ["--mode", "bounded", "--eps", "0.1", "--bounds", str(bounds), "--json"]
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Path:
+    """A policy for the server drafting for itself, from a trace of the two."""
+    trace, policy = tmp_path / "t.parquet", tmp_path / "policy.json"
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts()[:40]))
+    pair = ["--slm", "embedded:chains-server", "--llm", "embedded:chains-server"]
+    assert main(["trace", *pair, "--data", str(data), "--output", str(trace), "--max-new-tokens", "24"]) == 0
+    assert main(["calibrate", str(trace), "--price", "0.1", "--output", str(policy)]) == 0
+    return policy
+
+
+def test_a_policy_brings_threshold_measure_and_bounds(
+    calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = policy_from_json(calibrated.read_text(), "p")
+    assert policy.overall.tau > 0
+    command = ["generate", "--draft", "embedded:chains-server", *MODELS[2:], "--prompt", prompts()[50]]
+    command += ["--mode", "bounded", "--eps", "0.5", "--policy", str(calibrated), "--json"]
+    capsys.readouterr()
     assert main(command) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     assert answer["record"]["kept"] > 0
-    assert answer["record"]["charged"] == pytest.approx(0.002 * answer["record"]["kept"])
+    lowest = policy.beta_upper(0.0)
+    assert 0 < lowest < 0.1  # hundreds of equal decisions prove little more
+    assert answer["record"]["charged"] >= lowest * answer["record"]["kept"] - 1e-9
+    assert answer["record"]["charged"] <= 0.5
+    # Another small model: its bounds would be another model's.
+    other = [*command[:2], MODELS[1], *command[3:]]
+    assert main(other) == 2
+    assert "made for other models" in capsys.readouterr().err
+    assert main([*other, "--mode", "fedhlm"]) == 0
+    assert "built-in 0.5" in json.loads(capsys.readouterr().out)["note"]
 
 
 @pytest.mark.parametrize(
@@ -230,8 +255,8 @@ def test_bounds_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--prompt", "a", "--tau", "5"], 2, "tau is 5.0"),
         (["--prompt", "a", "--mode", "bounded"], 2, "eps"),
         (["--prompt", "a", "--mode", "bounded", "--eps", "-1"], 2, "eps is -1.0"),
-        (["--prompt", "a", "--mode", "bounded", "--eps", "0.1"], 2, "--bounds"),
-        (["--prompt", "a", "--mode", "bounded", "--eps", "0.1", "--bounds", "bad.json"], 3, "bad.json"),
+        (["--prompt", "a", "--mode", "bounded", "--eps", "0.1"], 2, "--policy"),
+        (["--prompt", "a", "--mode", "bounded", "--eps", "0.1", "--policy", "bad.json"], 2, "bad.json"),
         (["--prompt", "a", "--draft", "embedded:nosuch"], 4, "embedded:nosuch"),
     ],
 )

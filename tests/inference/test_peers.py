@@ -31,6 +31,14 @@ UNSAFE = [
     ("a dog bit a man", "a man bit a dog"),
     ("with sugar", "without sugar"),
     ("all but one", "one but all"),
+    ("are there a few seats", "are there few seats"),
+    ("Who sings of vitamin A", "Who sings of vitamin"),
+    ("The Who sang it", "Who sang it"),
+    ("did Turkey win", "did turkey win"),
+    ("is it 5 M", "is it 5 m"),
+    ("what is 8 - 3", "what is 8 3"),
+    ("what is 3! plus 2", "what is 3 plus 2"),
+    ("the slope f'(x)", "the slope f(x)"),
 ]
 SAME = [
     ("The drug is safe.", "the drug is safe"),
@@ -38,6 +46,8 @@ SAME = [
     ("1,000 euros", "1000 euros"),
     ("Please open a door", "open the door"),
     ("don’t go", "don't go"),
+    ("It rains. The dog is wet", "it rains. the dog is wet"),
+    ("the  dog - is it wet", "The dog, is it wet"),
 ]
 
 

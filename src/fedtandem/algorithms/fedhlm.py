@@ -31,6 +31,7 @@ from fedtandem.inference.audit import first_rate
 from fedtandem.inference.gradient import START
 from fedtandem.inference.histogram import Histogram
 from fedtandem.inference.line import MIN_R2, LineSums, fit_line, line_sums, line_threshold
+from fedtandem.inference.policy import Policy
 from fedtandem.inference.threshold import (
     HALF_WEIGHT,
     Goal,
@@ -99,13 +100,13 @@ class Calibration:
     history: Floats
 
 
-def run_fedhlm(edges: Carrier, settings: Settings, last: Thresholds | None = None) -> Calibration:
+def run_fedhlm(edges: Carrier, settings: Settings, last: Policy | None = None) -> Calibration:
     """Learn thresholds for all clients behind these edges.
 
     Args:
         edges: carries to the edges; each is a cluster.
         settings: how.
-        last: the policy in force for the same clients, if there is one.
+        last: the policy in force; thresholds start there and, with `histogram`, move at most 0.1 away from it.
 
     Raises:
         QuorumError: no client answered.
@@ -121,9 +122,9 @@ def run_fedhlm(edges: Carrier, settings: Settings, last: Thresholds | None = Non
     rate = _audit_rate(seen, settings)
     # Gradient rounds look at the audits too; the table at the end tells what they achieved.
     history = [np.full(len(seen.clusters), settings.start)]
-    tau: Floats = np.full(len(seen.names), settings.start)
+    tau = _start(seen, settings, last)
     if settings.learn == "gradient":
-        tau = _gradient_rounds(cloud, seen, rate, settings, history)
+        tau = _gradient_rounds(cloud, seen, tau, rate, settings, history)
     counted = cloud.ask("count", settings.rounds + 2, rate, settings.start, seen.names)
     table = Histogram(
         **dict(zip(COUNT_NAMES, counted.reply.counts.transpose(1, 0, 2), strict=True)), audit_rate=rate
@@ -198,14 +199,13 @@ def _audit_rate(seen: _Round, settings: Settings) -> float:
 
 
 def _gradient_rounds(
-    cloud: _Cloud, seen: _Round, rate: float, settings: Settings, history: list[Floats]
+    cloud: _Cloud, seen: _Round, tau: Floats, rate: float, settings: Settings, history: list[Floats]
 ) -> Floats:
     """FedAvg of thresholds at two levels; what goes back to a client is a blend of its own, its edge's and all.
 
     τ_c = Σ n_k τ_k / Σ n_k,  τ_G = Σ N_c τ_c / Σ N_c, over labelled tokens.
     """
-    names, tau = seen.names, np.full(len(seen.names), settings.start)
-    k = len(seen.clusters)
+    names, k = seen.names, len(seen.clusters)
     for round_number in range(2, settings.rounds + 2):
         came = cloud.ask("descend", round_number, rate, tau, names)
         stepped = dict(zip(came.names, came.reply.tau.tolist(), strict=True))
@@ -256,7 +256,7 @@ def _solve(
     learnt: Mapping[str, float],
     edges: Floats,
     settings: Settings,
-    last: Thresholds | None,
+    last: Policy | None,
 ) -> Thresholds:
     generator = np.random.default_rng(settings.seed)
     k = len(counted.clusters)
@@ -267,13 +267,37 @@ def _solve(
         )
     if settings.learn == "histogram":
         return learn_thresholds(
-            table, counted.group, settings.goal, generator, n_clusters=k, last=last, draws=settings.draws
-        )
+            table, counted.group, settings.goal, generator, n_clusters=k,
+            last=None if last is None else last.thresholds(counted.names, counted.clusters), draws=settings.draws,
+        )  # fmt: skip
     if settings.learn == "line":
         tau = _line_thresholds(counted, table, settings)
-        return fixed_thresholds(table, counted.group, tau, settings.goal.value, n_clusters=k)
+        return fixed_thresholds(
+            table,
+            counted.group,
+            tau,
+            settings.goal.value,
+            n_clusters=k,
+            generator=generator,
+            draws=settings.draws,
+        )
     tau = clipped([learnt[name] for name in counted.names])
-    return fixed_thresholds(table, counted.group, tau, settings.goal.value, cluster=edges)
+    return fixed_thresholds(
+        table,
+        counted.group,
+        tau,
+        settings.goal.value,
+        cluster=edges,
+        generator=generator,
+        draws=settings.draws,
+    )
+
+
+def _start(seen: _Round, settings: Settings, last: Policy | None) -> Floats:
+    """Where each client's threshold is before the first round."""
+    if last is None or settings.learn == "fixed":
+        return np.full(len(seen.names), settings.start)
+    return clipped(last.thresholds(seen.names, seen.clusters).client)
 
 
 def _line_thresholds(counted: _Round, table: Histogram, settings: Settings) -> Floats:

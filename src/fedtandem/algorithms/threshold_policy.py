@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.algorithms.fedhlm import Calibration, Settings
-from fedtandem.inference.histogram import Histogram
+from fedtandem.inference.histogram import BINS, Histogram, upper_bounds
 from fedtandem.inference.policy import Entry, Policy
 from fedtandem.inference.threshold import SOURCES
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 def make_policy(
     calibration: Calibration, settings: Settings, *, measure: str, feedback: str,
-    similarity: Mapping[str, object] | None = None,
+    similarity: Mapping[str, object] | None = None, scorer: Mapping[str, object] | None = None,
 ) -> Policy:  # fmt: skip
     """The calibration as a policy that can be written down and used."""
     t, table = calibration.thresholds, calibration.table
@@ -49,6 +49,14 @@ def make_policy(
         goal={"kind": settings.goal.kind, "value": settings.goal.value}, price=t.price,
         audit_rate=calibration.audit_rate, share=t.share, error=t.error,
         overall=entry(t.overall, t.overall_interval, "global", table.sum(), everyone), clusters=clusters,
-        clients=clients, similarity=similarity,
+        clients=clients, similarity=similarity, scorer=scorer,
+        bounds=None if feedback == "quality" else _bounds(table.sum()),
         history={name: tuple(calibration.history[:, c].tolist()) for c, name in enumerate(calibration.clusters)},
     )  # fmt: skip
+
+
+def _bounds(whole: Histogram) -> dict[str, list[float]]:
+    """Upper bounds of β by uncertainty, one step for all bins that share one."""
+    upper = np.minimum(np.ceil(1e6 * upper_bounds(whole)) / 1e6, 1.0)
+    ends = [b for b in range(BINS) if b == BINS - 1 or upper[b] != upper[b + 1]]
+    return {"u": [(b + 1) / BINS for b in ends], "beta_upper": [float(upper[b]) for b in ends]}

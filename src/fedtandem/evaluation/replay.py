@@ -11,7 +11,7 @@ from fedtandem.data.traces import Trace
 from fedtandem.evaluation.scored_trace import Scored
 from fedtandem.inference.peers import Attested, PeerCache, sign
 from fedtandem.inference.policy import Policy, Resolved
-from fedtandem.inference.routing import CLOUD, LOCAL, PEER, is_sent
+from fedtandem.inference.routing import CLOUD, LOCAL, PEER, PEER_COST, Costs, choose_tier, is_sent, peers_pay
 
 Floats = npt.NDArray[np.float64]
 _REPLAY_KEY = b"a replay attests its own recorded answers"
@@ -69,11 +69,12 @@ def has_peers(trace: Trace) -> bool:
     return trace.embedding is not None and trace.context is not None
 
 
-def replay(trace: Trace, scored: Scored, policy: Policy) -> Replay:
+def replay(trace: Trace, scored: Scored, policy: Policy, peer_cost: float = PEER_COST) -> Replay:
     """Apply a policy.
 
     Peers answer only where δ_sim was proven; else whatever they offer would be a draft for the cloud, a call all
-    the same.
+    the same. And they are asked only where that is cheaper than the cloud, by the hit rate and the precision bound of
+    the calibration; `peer_cost` is in units of a call.
     """
     resolved: dict[str, Resolved] = {}
     tau = np.empty(len(trace))
@@ -92,8 +93,7 @@ def replay(trace: Trace, scored: Scored, policy: Policy) -> Replay:
     if scored.slm_score is not None and scored.llm_score is not None:
         score = np.where(sent, scored.llm_score, scored.slm_score)
     similarity, right = np.zeros(0), np.zeros(0, dtype=bool)
-    proven = policy.similarity is not None and bool(policy.similarity["is_proven"])
-    if has_peers(trace) and proven and policy.similarity is not None:
+    if has_peers(trace) and peers_may_answer(policy, peer_cost) and policy.similarity is not None:
         tries = try_peers(trace, sent, delta_sim=float(policy.similarity["delta"]))
         tier[tries.index] = PEER
         similarity, right = tries.similarity, tries.answer == trace.answer[tries.index]
@@ -103,6 +103,22 @@ def replay(trace: Trace, scored: Scored, policy: Policy) -> Replay:
             # Scores of whole answers: the same answer has the same score, another one has none.
             score[tries.index] = np.where(right, score[tries.index], 0.0)
     return Replay(tau, sent, tier, score, resolved, similarity, right)
+
+
+def peers_may_answer(policy: Policy, peer_cost: float) -> bool:
+    """Whether peers are proven, and asking them first is expected to cost less than calling at once.
+
+    Source: specification of FedHLM, section 8 (the complete form); keeping the draft is no choice any more where u > τ.
+    """
+    s = policy.similarity
+    if s is None or not s["is_proven"]:
+        return False
+    hit_rate = float(s.get("hit_rate", 1.0))
+    if policy.price <= 0:  # calls without limit: errors have no price to set against one
+        return peers_pay(hit_rate, Costs(peer=peer_cost, cloud=1.0))
+    # In units of a call an error costs 1/λ.
+    costs = Costs(peer=peer_cost, cloud=1.0, error=1 / policy.price)
+    return bool(choose_tier(np.inf, hit_rate, 1 - float(s["lower_bound"]), costs) == PEER)
 
 
 def try_peers(trace: Trace, sent: npt.NDArray[np.bool_], *, delta_sim: float) -> PeerTries:

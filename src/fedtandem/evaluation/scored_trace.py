@@ -9,6 +9,7 @@ import torch
 
 from fedtandem.data.traces import Trace
 from fedtandem.errors import ConfigError
+from fedtandem.inference.scorer import LearnedScorer, fit_scorer
 from fedtandem.inference.uncertainty import MEASURES, expected
 
 Floats = npt.NDArray[np.float64]
@@ -16,7 +17,9 @@ Feedback = Literal["auto", "probabilities", "agreement", "quality"]
 
 RECORDED = "recorded"
 """The measure of a trace that brought its own uncertainties."""
-MEASURE_NAMES = (*MEASURES, RECORDED)
+LEARNED = "learned"
+"""The measure that a policy brings with it."""
+MEASURE_NAMES = (*MEASURES, RECORDED, LEARNED)
 ROWS = 8192
 
 
@@ -40,7 +43,9 @@ class Scored:
     known: npt.NDArray[np.bool_]
 
 
-def score_trace(trace: Trace, measure: str, feedback: Feedback = "auto") -> Scored:
+def score_trace(
+    trace: Trace, measure: str, feedback: Feedback = "auto", scorer: LearnedScorer | None = None
+) -> Scored:
     """Work out u, β and scores.
 
     Args:
@@ -49,6 +54,18 @@ def score_trace(trace: Trace, measure: str, feedback: Feedback = "auto") -> Scor
         feedback: `probabilities` is 1 - p(d)/q(d); `agreement` 1 where the LLM answers otherwise; `quality` how much
             better the LLM's answer is, which is below 0 where it is worse; `auto` takes the first of probabilities
             and agreement that the trace allows.
+        scorer: of the measure `learned`.
+
+    Raises:
+        ConfigError: the trace lacks what was asked for.
+    """
+    beta, kind = rejections(trace, feedback)
+    slm, llm, known = _scores(trace)
+    return Scored(uncertainties(trace, measure, scorer), beta, slm, llm, kind, known)
+
+
+def rejections(trace: Trace, feedback: Feedback) -> tuple[Floats, str]:
+    """β of every decision, (N,) in [-1, 1], and what it is made of.
 
     Raises:
         ConfigError: the trace lacks what was asked for.
@@ -67,10 +84,10 @@ def score_trace(trace: Trace, measure: str, feedback: Feedback = "auto") -> Scor
         beta = llm - slm
     else:
         raise ConfigError(f"feedback = {feedback!r}; choose auto, probabilities, agreement or quality.")
-    return Scored(uncertainties(trace, measure), beta, slm, llm, kind, known)
+    return beta, kind
 
 
-def uncertainties(trace: Trace, measure: str) -> Floats:
+def uncertainties(trace: Trace, measure: str, scorer: LearnedScorer | None = None) -> Floats:
     """u of every decision by a named measure, (N,).
 
     Raises:
@@ -87,11 +104,17 @@ def uncertainties(trace: Trace, measure: str) -> Floats:
             f"measure = {measure}, but the trace recorded no law of the SLM; with its column `uncertainty` the measure "
             "is `recorded`."
         )
+    if measure == LEARNED and scorer is None:
+        raise ConfigError(
+            "measure = learned, but the policy holds no scorer; `calibrate --measure learned` fits one."
+        )
     parts = []
     for start in range(0, len(trace), ROWS):
         rows = slice(start, start + ROWS)
-        logits = torch.from_numpy(np.log(np.maximum(trace.slm_probs[rows], 1e-30)))
-        if measure == "expected":
+        logits = slm_logits(trace, rows)
+        if scorer is not None and measure == LEARNED:
+            parts.append(scorer(logits, torch.from_numpy(trace.position[rows])).clamp(0, 1))
+        elif measure == "expected":
             at = torch.from_numpy(trace.slm_ids[rows] == trace.draft[rows, None])
             place = at.int().argmax(dim=-1)
             u = expected(logits, place)
@@ -100,6 +123,24 @@ def uncertainties(trace: Trace, measure: str) -> Floats:
         else:
             parts.append(MEASURES[measure](logits))
     return torch.cat(parts).double().numpy()
+
+
+def slm_logits(trace: Trace, rows: Any) -> torch.Tensor:
+    """The recorded law of some rows as logits, (R, K) float32.
+
+    Raises:
+        ConfigError: none was recorded.
+    """
+    if trace.slm_probs is None:
+        raise ConfigError("the trace recorded no law of the SLM (slm_ids, slm_probs).")
+    return torch.from_numpy(np.log(np.maximum(trace.slm_probs[rows], 1e-30)))
+
+
+def fit_on(trace: Trace, feedback: Feedback, seed: int) -> LearnedScorer:
+    """The learned uncertainty of a trace with every answer recorded."""
+    beta = torch.from_numpy(np.clip(rejections(trace, feedback)[0], 0, 1)).float()
+    logits = slm_logits(trace, slice(None))
+    return fit_scorer(logits, torch.from_numpy(trace.position), beta, torch.Generator().manual_seed(seed))
 
 
 def default_measure(trace: Trace) -> str:

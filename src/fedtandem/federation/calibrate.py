@@ -14,11 +14,12 @@ from fedtandem.algorithms.threshold_policy import make_policy
 from fedtandem.data.traces import Trace, read_trace
 from fedtandem.errors import ConfigError
 from fedtandem.evaluation.replay import has_peers, try_peers
-from fedtandem.evaluation.scored_trace import Feedback, Scored, default_measure, score_trace
+from fedtandem.evaluation.scored_trace import LEARNED, Feedback, Scored, default_measure, fit_on, score_trace
 from fedtandem.federation.local import LocalCarrier
 from fedtandem.inference.clusters import balanced_clusters
-from fedtandem.inference.policy import Policy, policy_to_json
+from fedtandem.inference.policy import Policy, policy_to_json, read_policy
 from fedtandem.inference.routing import is_sent
+from fedtandem.inference.scorer import LearnedScorer
 from fedtandem.inference.similarity import calibrate_similarity
 from fedtandem.inference.threshold import MIN_AUDITS, Goal
 
@@ -35,6 +36,8 @@ class CalibrateRequest:
         max_loss: in points.
         price: λ.
         clusters: group the clients anew by their mean embeddings; None keeps the trace's edges.
+        measure: "learned" fits the uncertainty itself on half of the sessions and the thresholds on the others.
+        last: the policy in force; None starts from nothing.
         audit: "all" uses every recorded answer; "auto" or a rate shows the learner only what a deployment would see.
     """
 
@@ -50,6 +53,7 @@ class CalibrateRequest:
     rounds: int = 30
     tau: float = 0.5
     clusters: int | None = None
+    last: Path | None = None
     seed: int = 0
 
 
@@ -82,12 +86,46 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
     # A loss in points is about right answers; where the truth is recorded, β may say just that.
     if feedback == "auto" and request.max_loss is not None and _truth_is_known(trace):
         feedback = "quality"
-    scored = score_trace(trace, request.measure or default_measure(trace), feedback)
-    done = calibrate(trace, scored, settings, measure=request.measure or default_measure(trace))
+    measure = request.measure or default_measure(trace)
+    scorer = None
+    if measure == LEARNED:
+        if settings.audit_rate != 1.0:
+            raise ConfigError(
+                "--measure learned looks at every recorded answer; it goes with --audit all only."
+            )
+        fitted, trace = halves(trace, np.random.default_rng(request.seed))
+        scorer = fit_on(fitted, feedback, request.seed)
+    last = None if request.last is None else read_policy(request.last)
+    if last is not None and last.measure != measure:
+        raise ConfigError(
+            f"--from {request.last}: its thresholds are on {last.measure}, these are to be on {measure}; give "
+            f"--measure {last.measure}, or start without it."
+        )
+    if last is not None and measure == LEARNED:
+        raise ConfigError(
+            "--from cannot go with --measure learned: a newly fitted measure has another scale."
+        )
+    scored = score_trace(trace, measure, feedback, scorer)
+    done = calibrate(trace, scored, settings, measure=measure, last=last, scorer=scorer)
     from fedtandem.atomic import write_text
 
     write_text(request.output, policy_to_json(done.policy))
     return _as_json(done, request.output) if json_output else _in_words(done, request.output)
+
+
+def halves(trace: Trace, generator: np.random.Generator) -> tuple[Trace, Trace]:
+    """Two halves by session: what a measure is fitted on must not set its thresholds.
+
+    Raises:
+        ConfigError: fewer than two sessions.
+    """
+    names, place = np.unique(trace.session, return_inverse=True)
+    if len(names) < 2:
+        raise ConfigError(
+            "--measure learned needs at least two sessions: one to fit on, one to set thresholds on."
+        )
+    first = (generator.permutation(len(names)) % 2 == 0)[place]
+    return trace.rows(np.flatnonzero(first)), trace.rows(np.flatnonzero(~first))
 
 
 def settings_of(request: CalibrateRequest) -> Settings:
@@ -174,7 +212,15 @@ def _truth_is_known(trace: Trace) -> bool:
     return trace.slm_score is not None or (trace.label is not None and bool((trace.label >= 0).all()))
 
 
-def calibrate(trace: Trace, scored: Scored, settings: Settings, *, measure: str) -> Calibrated:
+def calibrate(
+    trace: Trace,
+    scored: Scored,
+    settings: Settings,
+    *,
+    measure: str,
+    last: Policy | None = None,
+    scorer: LearnedScorer | None = None,
+) -> Calibrated:
     """Run the federation that a trace recorded: its clients behind their edges, every message encoded and counted."""
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
@@ -197,14 +243,19 @@ def calibrate(trace: Trace, scored: Scored, settings: Settings, *, measure: str)
             LocalCarrier(clients, count=counting("clients and edges")),
             settings.deadline_s,
         )
-    done = run_fedhlm(LocalCarrier(edges, count=counting("edges and cloud")), settings)
+    done = run_fedhlm(LocalCarrier(edges, count=counting("edges and cloud")), settings, last)
     similarity = None
     if has_peers(trace):
         tau = dict(zip(done.names, done.thresholds.client.tolist(), strict=True))
         sent = is_sent(scored.u, np.array([tau[str(name)] for name in trace.client]))
         tries = try_peers(trace, sent, delta_sim=-1.0)
-        similarity = asdict(calibrate_similarity(tries.similarity, tries.answer == trace.answer[tries.index]))
-    policy = make_policy(done, settings, measure=measure, feedback=scored.feedback, similarity=similarity)
+        found = calibrate_similarity(tries.similarity, tries.answer == trace.answer[tries.index])
+        hits = int((tries.similarity >= found.delta).sum())
+        similarity = {**asdict(found), "hit_rate": hits / max(1, int(sent.sum()))}
+    policy = make_policy(
+        done, settings, measure=measure, feedback=scored.feedback, similarity=similarity,
+        scorer=None if scorer is None else scorer.as_dict(),
+    )  # fmt: skip
     return Calibrated(policy, done, dict(up), dict(down))
 
 

@@ -1,9 +1,7 @@
 """`fedtandem generate`: answer prompts with two models and say what the large one was spared."""
 
 import json
-from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedtandem.atomic import write_text
@@ -11,11 +9,17 @@ from fedtandem.data.files import read_file
 from fedtandem.errors import ConfigError, DataError
 from fedtandem.inference.drafting import Uncertainty
 from fedtandem.inference.generate import Bridge, Generation, OnText, generate
+from fedtandem.inference.policy import Policy, read_policy
 from fedtandem.inference.record import summary
 from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.threshold import BUILT_IN
 from fedtandem.inference.uncertainty import MEASURES, top_logits
+from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
+
+TAU = 0.3
+"""Where neither a policy nor the user says."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class GenerateRequest:
     target: str | None
     prompt: tuple[str, ...] | None
     prompts: Path | None
-    bounds: Path | None
-    uncertainty: str
+    policy: Path | None
+    tau: float | None
+    uncertainty: str | None
     bridge: Bridge
     chat_template: bool
     batch_size: int
@@ -41,14 +46,16 @@ class Answers:
 
     rows: list[dict[str, object]]
     totals: dict[str, float]
+    note: str = ""
+    """What a user has to know of the policy that was used."""
 
 
 def generate_command(request: GenerateRequest, on_text: OnText | None = None) -> Answers:
     """Load what the mode needs, answer every prompt, write the answers if a file was named.
 
     Raises:
-        ConfigError: no prompt, two sources of prompts, or a model or the bounds missing.
-        DataError: prompts or bounds that cannot be read.
+        ConfigError: no prompt, two sources of prompts, or a model or the policy missing.
+        DataError: prompts that cannot be read.
     """
     mode = request.settings.mode
     if (request.prompt is None) == (request.prompts is None):
@@ -59,17 +66,22 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
         raise ConfigError(f"mode {mode} needs the small model: --draft MODEL.")
     if request.target is None and mode != "local":
         raise ConfigError(f"mode {mode} needs the large model: --target MODEL.")
-    if mode == "bounded" and request.bounds is None:
-        raise ConfigError("mode bounded needs upper bounds of beta by uncertainty: --bounds FILE.")
-    beta_upper = None if request.bounds is None else read_bounds(request.bounds)
+    if mode == "bounded" and request.policy is None:
+        raise ConfigError(
+            "mode bounded needs upper bounds of beta by uncertainty: --policy FILE, from calibrate."
+        )
+    policy = None if request.policy is None else read_policy(request.policy)
     prompts = list(request.prompt) if request.prompt is not None else read_prompts(request.prompts)
+    small = None if mode == "cloud" else _load(request.draft)
+    large = None if mode == "local" else _load(request.target)
+    tau, name, note = in_force(request, policy, small, large)
     answers = generate(
-        None if mode == "cloud" else _load(request.draft),
-        None if mode == "local" else _load(request.target),
+        small,
+        large,
         prompts,
-        request.settings,
-        uncertainty=measure(request.uncertainty),
-        beta_upper=beta_upper,
+        replace(request.settings, tau=tau),
+        uncertainty=measure(name),
+        beta_upper=policy.beta_upper if policy is not None and mode == "bounded" else None,
         bridge=request.bridge,
         chat_template=request.chat_template,
         batch_size=request.batch_size,
@@ -78,7 +90,40 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
     rows = [_row(answer, mode) for answer in answers]
     if request.output is not None:
         write_text(request.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return Answers(rows, summary([answer.record for answer in answers]))
+    return Answers(rows, summary([answer.record for answer in answers]), note)
+
+
+def in_force(
+    request: GenerateRequest, policy: Policy | None, small: LanguageModel | None, large: LanguageModel | None
+) -> tuple[float, str, str]:
+    """τ, the uncertainty, and a note: what was typed goes before the policy, the policy before the defaults.
+
+    Raises:
+        ConfigError: the policy is on a measure that generation cannot compute; `bounded` with bounds that were made
+            for other models or that the policy does not hold.
+    """
+    if policy is None:
+        return (TAU if request.tau is None else request.tau), request.uncertainty or "expected", ""
+    name, where = request.uncertainty or policy.measure, str(request.policy)
+    if policy.measure not in MEASURES or name != policy.measure:
+        raise ConfigError(
+            f"{where}: its thresholds are on {policy.measure}, asked for is {name}; generate computes "
+            f"{', '.join(MEASURES)}. Calibrate on one of these."
+        )
+    tau, note = policy.overall.tau, ""
+    if small is not None and large is not None:
+        models = tuple(fingerprint(lm.name, lm.model, lm.tokenizer.card.hash) for lm in (small, large))
+        if models not in policy.overall.models:
+            tau = BUILT_IN
+            note = f"{where} was made for other models, so tau is the built-in {BUILT_IN:g}"
+            if request.settings.mode == "bounded":
+                raise ConfigError(
+                    f"{where}: its bounds were made for other models than {models[0]} with {models[1]}; record a trace "
+                    "of these and calibrate on it."
+                )
+    if request.settings.mode == "bounded" and policy.bounds is None:
+        raise ConfigError(f"{where} holds no bounds of beta: calibrate without --feedback quality.")
+    return (tau if request.tau is None else request.tau), name, note
 
 
 def in_words(totals: dict[str, float]) -> str:
@@ -126,35 +171,6 @@ def read_prompts(file: Path | None) -> list[str]:
     if not prompts:
         raise DataError(f'{file} holds no prompt; every line must be like {{"prompt": "..."}}.')
     return prompts
-
-
-def read_bounds(file: Path) -> Callable[[float], float]:
-    """Upper bounds of beta as steps: `{"u": [0.1, 1.0], "beta_upper": [0.01, 0.4]}`.
-
-    Each bound holds for uncertainties up to and including its `u`; beyond the last one the bound is 1.
-
-    Raises:
-        DataError: not such a file.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        edges, bounds = ([float(value) for value in content[key]] for key in ("u", "beta_upper"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: no bounds could be read ({error}); write {_LIKE}.") from error
-    if len(edges) != len(bounds) or edges != sorted(edges) or not all(0 <= bound <= 1 for bound in bounds):
-        raise DataError(
-            f"{file}: {len(edges)} ascending values of u and {len(bounds)} bounds in [0, 1] are needed alike; write "
-            f"{_LIKE}."
-        )
-
-    def beta_upper(u: float) -> float:
-        place = bisect_left(edges, u)
-        return bounds[place] if place < len(bounds) else 1.0
-
-    return beta_upper
-
-
-_LIKE = '{"u": [0.1, 1.0], "beta_upper": [0.01, 0.4]}'
 
 
 def _load(name: str | None) -> LanguageModel | None:

@@ -28,8 +28,9 @@ from fedtandem.evaluation.curves import (
 from fedtandem.evaluation.replay import Replay, replay
 from fedtandem.evaluation.scored_trace import Scored, score_trace
 from fedtandem.evaluation.signatures import Case, Sign, signs
-from fedtandem.inference.policy import Policy, policy_from_json
-from fedtandem.inference.routing import CLOUD, TIERS
+from fedtandem.inference.policy import Policy, read_policy
+from fedtandem.inference.routing import CLOUD, PEER_COST, TIERS
+from fedtandem.inference.scorer import LearnedScorer
 
 Floats = npt.NDArray[np.float64]
 
@@ -105,7 +106,13 @@ class Route:
 
 
 def route_command(
-    trace: Path, policy: Path, *, report: Path | None = None, json_output: bool = False, seed: int = 0
+    trace: Path,
+    policy: Path,
+    *,
+    report: Path | None = None,
+    json_output: bool = False,
+    seed: int = 0,
+    peer_cost: float = PEER_COST,
 ) -> str:
     """Replay, write the page if one is asked for, and say what came out.
 
@@ -114,10 +121,8 @@ def route_command(
         DataError: the trace cannot be used.
     """
     recorded = read_trace(trace)
-    if not policy.is_file():
-        raise ConfigError(f"there is no policy {policy}; make one with `fedtandem calibrate`.")
-    rules = policy_from_json(policy.read_text(encoding="utf-8"), str(policy))
-    result = route(recorded, rules, seed=seed)
+    rules = read_policy(policy)
+    result = route(recorded, rules, seed=seed, peer_cost=peer_cost)
     if report is not None:
         from fedtandem.atomic import write_text
         from fedtandem.reports.routing_page import routing_page
@@ -126,18 +131,26 @@ def route_command(
     return json.dumps(_plain(asdict(result))) if json_output else _in_words(result, recorded, rules)
 
 
-def route(trace: Trace, policy: Policy, *, seed: int = 0) -> Route:
+def route(trace: Trace, policy: Policy, *, seed: int = 0, peer_cost: float = PEER_COST) -> Route:
     """Replay a trace under a policy and measure everything.
 
     Args:
         trace: best another one than the policy was calibrated on.
         policy: as read.
         seed: of the bootstrap.
+        peer_cost: of asking peers, in units of a call.
+
+    Raises:
+        ConfigError: a cost below 0, or the trace lacks what the policy needs.
     """
+    if not peer_cost >= 0:
+        raise ConfigError(
+            f"--peer-cost {peer_cost:g}; expected the price of asking peers over that of a call, e.g. 0.05."
+        )
     started = time.process_time()
-    scored = score_trace(trace, policy.measure, policy.feedback)  # type: ignore[arg-type]
+    scored = score_trace(trace, policy.measure, policy.feedback, _scorer(policy))  # type: ignore[arg-type]
     took_ms = 1000 * (time.process_time() - started) / len(trace)
-    played = replay(trace, scored, policy)
+    played = replay(trace, scored, policy, peer_cost)
     groups = np.unique(trace.client, return_inverse=True)[1]
     generator = np.random.default_rng(seed)
     called = (played.tier == CLOUD).astype(np.float64)
@@ -156,6 +169,13 @@ def route(trace: Trace, policy: Policy, *, seed: int = 0) -> Route:
         fallbacks={name: f"{r.scope}: {r.reason}" for name, r in sorted(played.resolved.items()) if r.reason},
         signs=tuple(found), sentence=_sentence(quality, played.calls, (low, high), found),
     )  # fmt: skip
+
+
+def _scorer(policy: Policy) -> LearnedScorer | None:
+    try:
+        return None if policy.scorer is None else LearnedScorer.from_dict(policy.scorer)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the policy's scorer cannot be read: {error}. Calibrate again.") from error
 
 
 def _by_uncertainty(u: Floats, tier: npt.NDArray[np.int64]) -> tuple[dict[str, float], ...]:

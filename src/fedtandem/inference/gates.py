@@ -11,8 +11,13 @@ from collections.abc import Sequence
 WINDOW_WORDS = 256
 """How far a text is looked back over; a longer one keeps its last words."""
 
-_IGNORED = frozenset({"a", "an", "the", "please", "kindly"})
+_POLITE = frozenset({"please", "kindly"})
+_ARTICLES = frozenset({"a", "an", "the"})
 """Words whose presence changes no answer. Prepositions and tenses do: "from A to B" is not "to A from B"."""
+_COUNTED = frozenset({"few", "little", "lot", "bit"})
+"""Before these an article counts: a few is more than few."""
+_ENDS = frozenset('.:!?"“”')
+"""What a new sentence may begin after."""
 _CONTRACTIONS = {"can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not"}
 _PIECE = re.compile(
     r"[-+]?\d+(?:[.,:]\d+)*"  # numbers with sign, decimals, times
@@ -26,24 +31,47 @@ _SILENT = frozenset(".,;:!\"'`’‘“”()[]{}…-–—")
 def content_key(text: str, window: int = WINDOW_WORDS) -> tuple[str, ...]:
     """What must be equal for an answer to be reused, in order.
 
-    Case is folded except in words of capitals ("US" is not "us"); "isn't" is "is not"; 1,000 is 1000.
+    Case is folded at the beginning of a sentence only: Turkey is not turkey, US not us, 5 M not 5 m. An article goes
+    unless it may be a name ("vitamin A", "The Who") or counts ("a few"). "isn't" is "is not"; 1,000 is 1000.
 
     Args:
         text: the context.
         window: at most so many pieces, the last ones.
     """
+    found = _PIECE.findall(text)
     pieces: list[str] = []
-    for piece in _PIECE.findall(text):
-        if piece in _SILENT:
+    begins = True
+    for i, piece in enumerate(found):
+        after = found[i + 1] if i + 1 < len(found) else ""
+        if piece in _SILENT and not _is_mathematics(piece, found[i - 1] if i else "", after):
+            begins = begins or piece in _ENDS
             continue
         if piece[-1].isdigit() and piece.lstrip("+-")[:1].isdigit():
             pieces.append(re.sub(r",(?=\d{3}(?:\D|$))", "", piece.removeprefix("+")))
-            continue
-        word = piece if len(piece) > 1 and piece.isupper() else piece.casefold()
-        word = word.replace("’", "'")
-        word = _CONTRACTIONS.get(word, f"{word[:-3]} not" if word.endswith("n't") else word)
-        pieces += [part for part in word.split() if part not in _IGNORED]
+        elif _goes(piece, after, begins):
+            continue  # and the next word begins in its place
+        else:
+            word = piece.casefold() if begins and not (len(piece) > 1 and piece.isupper()) else piece
+            word = word.replace("’", "'")
+            pieces += _CONTRACTIONS.get(word, f"{word[:-3]} not" if word.endswith("n't") else word).split()
+        begins = piece in _ENDS
     return tuple(pieces[-window:])
+
+
+def _goes(piece: str, after: str, begins: bool) -> bool:
+    """Whether a word changes no answer here."""
+    word = piece.casefold()
+    if word not in _ARTICLES or after.casefold() in _COUNTED:
+        return word in _POLITE
+    return piece == word or (begins and after == after.casefold())
+
+
+def _is_mathematics(piece: str, before: str, after: str) -> bool:
+    """8 - 3 is not 8 3, 3! not 3, f'(x) not f(x)."""
+    digits = before[-1:].isdigit()
+    if piece in "-–—":
+        return digits and after[:1].isdigit()
+    return (digits and piece in "!'’") or (after == "(" and piece in "'’")
 
 
 def text_gate(text: str, window: int = WINDOW_WORDS) -> bytes:

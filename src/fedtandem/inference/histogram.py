@@ -15,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.inference.isotonic import Floats, isotonic
+from fedtandem.inference.similarity import wilson
 
 BINS = 64
+Z_ALL_BINS = 3.1624
+"""Normal quantile of 1 - 0.05 / 64."""
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -152,6 +155,20 @@ def mean_beta(h: Histogram) -> tuple[Floats, Floats]:
     total = h.sent_beta + h.audited_beta / h.audit_rate
     raw = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
     return isotonic(raw, weight), weight
+
+
+def upper_bounds(h: Histogram) -> Floats:
+    """The mean β of each bin is below this, all 64 together with 95 % confidence; one scope's (64,) counts.
+
+    Wilson's interval, which for values inside [0, 1] is at least as wide as their own spread asks for, at 1 - 0.05/64
+    per bin. Bins do not lend each other strength: a bound must also hold where the SLM is confident and wrong. 1 where
+    nothing is known.
+
+    Source: specification of FedHLM, section 9 (`bounded` needs calibrated upper bounds); the construction is a choice.
+    """
+    n = h.sent + h.audited
+    total = np.clip(h.sent_beta + h.audited_beta, 0, n)
+    return wilson(total, n, z=Z_ALL_BINS)[1]
 
 
 def best_bin(tokens: Floats, beta: Floats, price: npt.ArrayLike) -> Ints:

@@ -2,12 +2,16 @@
 
 import json
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedtandem.errors import ConfigError
-from fedtandem.inference.threshold import BUILT_IN
+from fedtandem.inference.threshold import BUILT_IN, CLIENT, CLUSTER, Thresholds
 
 VERSION = 1
 
@@ -61,6 +65,9 @@ class Policy:
         share, error: at most this share of the calibration's tokens is sent, at most this mean β let through.
         overall, clusters, clients: the scopes.
         similarity: δ_sim for peers with its audits and precision bound; None where peers were not calibrated.
+        bounds: upper bounds of β as steps, for `bounded` generation: lists `u` (ascending; each bound holds up to its
+            u) and `beta_upper`; None where β may be negative.
+        scorer: weights of the learned uncertainty, where that is the measure.
         history: cluster -> its τ before the first round and after each.
     """
 
@@ -76,8 +83,29 @@ class Policy:
     clusters: Mapping[str, Entry]
     clients: Mapping[str, Entry]
     similarity: Mapping[str, Any] | None = None
+    bounds: Mapping[str, Any] | None = None
+    scorer: Mapping[str, Any] | None = None
     history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     version: int = field(default=VERSION)
+
+    def beta_upper(self, u: float) -> float:
+        """The upper bound of β at an uncertainty; 1 where none is known."""
+        if self.bounds is None:
+            return 1.0
+        place = bisect_left(self.bounds["u"], u)
+        return float(self.bounds["beta_upper"][place]) if place < len(self.bounds["u"]) else 1.0
+
+    def thresholds(self, names: Sequence[str], clusters: Sequence[str]) -> Thresholds:
+        """What is in force for these clients and clusters, to go on from; a newcomer takes the wider scope's."""
+        overall = self.overall.tau
+        of_cluster = {name: entry.tau for name, entry in self.clusters.items()}
+        cluster = np.array([of_cluster.get(name, overall) for name in clusters])
+        client = np.array([self.clients[n].tau if n in self.clients else overall for n in names])
+        c, k = len(names), len(clusters)
+        return Thresholds(
+            self.price, client, cluster, overall, client, cluster, np.full(c, CLIENT), np.full(k, CLUSTER),
+            np.full((c, 2), np.nan), np.full((k, 2), np.nan), np.full(2, np.nan), self.share, self.error,
+        )  # fmt: skip
 
     def resolve(self, client: str, cluster: str, models: Models) -> Resolved:
         """The threshold for a client that runs these models.
@@ -129,6 +157,17 @@ def policy_to_json(policy: Policy) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def read_policy(file: Path) -> Policy:
+    """Read a policy's file.
+
+    Raises:
+        ConfigError: there is none, or it cannot be used.
+    """
+    if not file.is_file():
+        raise ConfigError(f"there is no policy {file}; make one with `fedtandem calibrate`.")
+    return policy_from_json(file.read_text(encoding="utf-8"), str(file))
+
+
 def policy_from_json(text: str, where: str) -> Policy:
     """Read a policy back.
 
@@ -156,11 +195,20 @@ def policy_from_json(text: str, where: str) -> Policy:
             share=float(whole["share"]), error=float(whole["error"]), overall=_entry(whole["overall"]),
             clusters={str(name): _entry(value) for name, value in whole["clusters"].items()},
             clients={str(name): _entry(value) for name, value in whole["clients"].items()},
-            similarity=whole["similarity"],
+            similarity=whole["similarity"], bounds=_bounds(whole.get("bounds")), scorer=whole.get("scorer"),
             history={str(name): tuple(map(float, taus)) for name, taus in whole["history"].items()},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{where} cannot be read: {type(error).__name__}: {error}. {mend}") from error
+
+
+def _bounds(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    u, upper = ([float(one) for one in value[key]] for key in ("u", "beta_upper"))
+    if len(u) != len(upper) or u != sorted(u) or not all(0 <= one <= 1 for one in upper):
+        raise ValueError("bounds need as many ascending u as beta_upper, and these in [0, 1]")
+    return {"u": u, "beta_upper": upper}
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

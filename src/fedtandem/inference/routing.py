@@ -15,6 +15,8 @@ Ints = npt.NDArray[np.int64]
 LOCAL, PEER, CLOUD = 0, 1, 2
 TIERS = ("local", "peer", "cloud")
 SMALLEST = 1e-9
+PEER_COST = 0.05
+"""c_p / c_L of the parity preset: 1 / 20."""
 
 
 @dataclass(frozen=True)

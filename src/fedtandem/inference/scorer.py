@@ -1,6 +1,7 @@
 """A small learned uncertainty: from the shape of the logits to the chance that the LLM would refuse the draft."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,26 @@ class LearnedScorer:
     def __call__(self, logits: Tensor, position: Tensor) -> Tensor:
         """The predicted rejection probability."""
         return torch.sigmoid(self.logit(scorer_features(logits, position)))
+
+    def as_dict(self) -> dict[str, object]:
+        """The weights as nested lists, for a policy file."""
+        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+
+    @staticmethod
+    def from_dict(weights: Mapping[str, object]) -> "LearnedScorer":
+        """What `as_dict` wrote.
+
+        Raises:
+            ValueError: other names or shapes, or a number that is not finite.
+        """
+        names = tuple(field.name for field in fields(LearnedScorer))
+        shapes = ((N_FEATURES,), (N_FEATURES,), (N_FEATURES, HIDDEN), (HIDDEN,), (HIDDEN,), ())
+        found = [torch.tensor(weights[name], dtype=torch.float32) for name in names if name in weights]
+        if tuple(tuple(one.shape) for one in found) != shapes or not all(
+            bool(w.isfinite().all()) for w in found
+        ):
+            raise ValueError(f"a scorer needs finite {', '.join(names)} of the shapes {shapes}")
+        return LearnedScorer(*found)
 
     def logit(self, features: Tensor) -> Tensor:
         """Before the sigmoid; features (..., 8)."""

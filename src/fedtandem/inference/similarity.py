@@ -29,16 +29,18 @@ class Similarity:
     is_proven: bool
 
 
-def wilson(right: npt.ArrayLike, n: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The 95 % interval of a proportion; (0, 1) where n = 0.
+def wilson(
+    right: npt.ArrayLike, n: npt.ArrayLike, *, z: float = Z95
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The 95 % interval of a proportion (of another `z` another one); (0, 1) where n = 0.
 
     Source: E. B. Wilson, J. Amer. Statist. Assoc. 22 (1927) 209-212.
     """
     k, total = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
     safe = np.maximum(total, 1)
-    p, z2 = k / safe, Z95**2
+    p, z2 = k / safe, z**2
     middle = (p + z2 / (2 * safe)) / (1 + z2 / safe)
-    half = Z95 / (1 + z2 / safe) * np.sqrt(p * (1 - p) / safe + z2 / (4 * safe**2))
+    half = z / (1 + z2 / safe) * np.sqrt(p * (1 - p) / safe + z2 / (4 * safe**2))
     low, high = np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
     return np.where(total > 0, low, 0.0), np.where(total > 0, high, 1.0)
 

@@ -144,11 +144,17 @@ def fixed_thresholds(
     *,
     cluster: Floats | None = None,
     n_clusters: int | None = None,
+    generator: np.random.Generator | None = None,
+    draws: int = 0,
 ) -> Thresholds:
-    """Thresholds that were found otherwise, with the share and the error this table gives them; no intervals.
+    """Thresholds that were found otherwise, with the share and the error this table gives them.
+
+    Their intervals are the bootstrap's of the best thresholds by this table, stretched to τ where it lies outside:
+    what was found otherwise has no draws of its own.
 
     Args:
         tau: of each client, (C,).
+        generator, draws: for the bootstrap; without them intervals are NaN.
         price: λ they are meant for.
         cluster: of each cluster, (K,); the median of its clients' by default, as it is for all together.
     """
@@ -160,10 +166,11 @@ def fixed_thresholds(
             [np.median(tau[t.group == c]) if (t.group == c).any() else overall for c in range(k)]
         )
     c = len(tau)
-    return Thresholds(
+    found = Thresholds(
         price, tau, cluster, overall, tau, cluster, np.full(c, CLIENT), np.full(k, CLUSTER), np.full((c, 2), np.nan),
         np.full((k, 2), np.nan), np.full(2, np.nan), _share(t, tau), _error(t, tau),
     )  # fmt: skip
+    return _with_intervals(found, t, generator, draws) if draws and generator is not None else found
 
 
 def _tables(clients: Histogram, group: Ints, n_clusters: int | None) -> _Tables:

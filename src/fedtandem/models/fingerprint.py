@@ -7,7 +7,7 @@ import torch
 
 
 def fingerprint(name: str, model: Any, vocabulary: str) -> str:
-    """Two loads of the same weights and vocabulary have the same one, from whatever folder.
+    """Two loads of the same weights and vocabulary have the same one, wherever the folder lies.
 
     Args:
         name: shown in front, its last part only: no one's folders are told to others.

@@ -1,6 +1,9 @@
 """How figures are spelled: one way for the terminal, the page and the model card."""
 
-SHARES = frozenset({"exact_match", "accuracy", "rouge_l"})
+SHARES = frozenset({
+    "exact_match", "accuracy", "rouge_l", "served", "wrong", "calls", "calls_for_50_pgr", "calls_for_80_pgr",
+    "lead_over_chance",
+})  # fmt: skip
 """Metrics between 0 and 1, shown in per cent; their differences are points."""
 
 _METRICS = {
@@ -8,6 +11,9 @@ _METRICS = {
     "accuracy": "accuracy",
     "rouge_l": "Rouge-L",
     "bits_per_byte": "bits per byte",
+    "apgr": "APGR",
+    "calls_for_50_pgr": "calls for 50 % of the gap",
+    "calls_for_80_pgr": "calls for 80 % of the gap",
 }
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"

@@ -13,7 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("policy.json"), metavar="POLICY")
     parser.add_argument("--learn", choices=["histogram", "line", "gradient", "fixed"], default="histogram")
     parser.add_argument("--tau", type=float, default=0.5, help="of --learn fixed, and where others start")
-    parser.add_argument("--measure", help="expected (default), entropy, margin, max_prob or recorded")
+    parser.add_argument(
+        "--measure", help="expected (default), entropy, margin, max_prob, recorded or learned"
+    )
     parser.add_argument(
         "--feedback", choices=["auto", "probabilities", "agreement", "quality"], default="auto"
     )
@@ -24,6 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="all (default): learn from every recorded answer; auto or 1%%: see only what a deployment would",
     )
     parser.add_argument("--clusters", type=int, metavar="K", help="group clients anew, by mean embedding")
+    parser.add_argument(
+        "--from", type=Path, dest="last", metavar="POLICY", help="start from the policy in force"
+    )
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of --learn gradient")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
@@ -46,6 +51,7 @@ def call(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         tau=arguments.tau,
         clusters=arguments.clusters,
+        last=arguments.last,
         seed=arguments.seed,
     )
     print(calibrate_command(request, json_output=arguments.json))

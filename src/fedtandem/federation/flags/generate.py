@@ -25,12 +25,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--eps", type=float, help="mode bounded: total variation of a whole answer")
     parser.add_argument(
-        "--bounds", type=Path, metavar="F", help='mode bounded: JSON {"u": [...], "beta_upper": [...]}'
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="made by calibrate: tau, uncertainty and the bounds of mode bounded",
     )
     parser.add_argument(
         "--block", type=int, default=6, metavar="N", help="drafts per verification (default 6)"
     )
-    parser.add_argument("--tau", type=float, default=0.3, help="uncertainty above which to ask (default 0.3)")
+    parser.add_argument(
+        "--tau", type=float, help="uncertainty above which to ask (default: the policy's, else 0.3)"
+    )
     parser.add_argument(
         "--uplink",
         choices=["shared_noise", "scalar", "sparse", "greedy"],
@@ -38,7 +43,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="what is sent per draft; all but greedy sample (default shared_noise)",
     )
     parser.add_argument(
-        "--uncertainty", choices=["expected", "entropy", "margin", "max_prob"], default="expected"
+        "--uncertainty",
+        choices=["expected", "entropy", "margin", "max_prob"],
+        help="default: the policy's, else expected",
     )
     parser.add_argument(
         "--bridge", choices=["auto", "slem", "tli"], default="auto", help="between different tokenizers"
@@ -66,7 +73,6 @@ def call(arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         uplink=arguments.uplink,
         block=arguments.block,
-        tau=arguments.tau,
         eps=arguments.eps,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
@@ -82,7 +88,8 @@ def call(arguments: argparse.Namespace) -> int:
             target=arguments.target,
             prompt=tuple(arguments.prompt) if arguments.prompt else None,
             prompts=arguments.prompts,
-            bounds=arguments.bounds,
+            policy=arguments.policy,
+            tau=arguments.tau,
             uncertainty=arguments.uncertainty,
             bridge=arguments.bridge,
             chat_template=arguments.chat_template,
@@ -94,7 +101,8 @@ def call(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         listed = {} if arguments.output else {"answers": answers.rows}
-        print(json.dumps({**answers.totals, **listed}))
+        noted = {"note": answers.note} if answers.note else {}
+        print(json.dumps({**answers.totals, **listed, **noted}))
         return 0
     if shows:
         print()
@@ -102,4 +110,6 @@ def call(arguments: argparse.Namespace) -> int:
         for row in answers.rows:
             print(json.dumps(row, ensure_ascii=False))
     print(in_words(answers.totals))
+    if answers.note:
+        print(f"WARNING {answers.note}")
     return 0
