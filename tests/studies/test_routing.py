@@ -15,7 +15,16 @@ from fedtandem.studies.routing import command
 from fedtandem.studies.routing.byzantine import AVERAGES, _taus
 from fedtandem.studies.routing.federated_bag import averaged
 from fedtandem.studies.routing.news import LABELS, read_news, shared_out
-from fedtandem.studies.routing.prices import PARITY_MEANS, Stream, best_fixed, cost, fedavg, hindsight
+from fedtandem.studies.routing.prices import (
+    PARITY_MEANS,
+    Stream,
+    _least,
+    best_fixed,
+    cost,
+    fedavg,
+    hindsight,
+    other_half,
+)
 from fedtandem.studies.routing.routers import settled, threshold_for
 from fedtandem.studies.routing.tables import bar, markdown, number, plain, spread
 
@@ -52,6 +61,14 @@ def test_hindsight_is_the_least_of_all_thresholds():
         assert by_client <= hindsight(s, price) + 1e-12
     tied = replace(s, u=np.round(s.u, 1))
     assert hindsight(tied, 0.3) == pytest.approx(min(cost(tied, tau, 0.3) for tau in [0.0, *tied.u, 1.0]))
+
+
+def test_a_threshold_from_elsewhere_is_never_better_than_hindsight():
+    s = stream()
+    for price in (0.05, 0.3):
+        assert hindsight(s, price) <= other_half(s, price, 0) < 1.2 * hindsight(s, price)
+        tau, least = _least(s.u, s.beta, price)
+        assert cost(s, tau, price) == pytest.approx(least)
 
 
 def test_one_threshold_for_all_prices_is_never_better_than_one_for_each():

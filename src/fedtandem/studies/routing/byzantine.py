@@ -120,7 +120,7 @@ def summary(cells: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def _bars(worst: Any, counts: Sequence[int]) -> list[Bar]:
     f = counts[-1]
     return [
-        bar(f"{way}: {f} of 20 liars shift honest thresholds by at most {number(LIMIT, 'plain')} (E13)",
+        bar(f"{way}: {f} liars shift honest thresholds by at most {number(LIMIT, 'plain')} (E13)",
             worst(way, f, "shift"), at_most=LIMIT, kind="plain", why=why)
         for way, why in (
             ("gradient, mean", "a mean has no breakdown point: this is what medians are for"),

@@ -27,7 +27,7 @@ VERSION = 1
 """Of the figures; raised when the same traces would give others."""
 RECORD_SECONDS = 110
 """CPU seconds that a seed's models and traces take, for the estimate."""
-SMALL = TraceSettings(clients=8, edges=2, calibration=400, rounds=2, most=1500)
+SMALL = TraceSettings(clients=8, edges=2, calibration=400, rounds=2, cloud_bags=1, most=1500)
 """What a test runs."""
 
 

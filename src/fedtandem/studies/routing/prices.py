@@ -1,7 +1,7 @@
 """What thresholds cost at many prices of a call: learnt in several ways, fixed, and in hindsight."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,18 +56,33 @@ def cost(stream: Stream, tau: Floats | float, price: float) -> float:
 def hindsight(stream: Stream, price: float, group: Ints | None = None) -> float:
     """The least cost of one threshold for all, or of one for each group of decisions, chosen on these decisions."""
     if group is None:
-        return _least(stream.u, stream.beta, price)
+        return _least(stream.u, stream.beta, price)[1]
     parts = [group == g for g in np.unique(group)]
-    return float(sum(_least(stream.u[p], stream.beta[p], price) * p.mean() for p in parts))
+    return float(sum(_least(stream.u[p], stream.beta[p], price)[1] * p.mean() for p in parts))
 
 
-def _least(u: Floats, beta: Floats, price: float) -> float:
+def other_half(stream: Stream, price: float, seed: int) -> float:
+    """The cost when each half of these decisions takes the threshold that is best on the other half.
+
+    What the luck of some 2,500 decisions costs where nothing else differs: the least anybody can be above hindsight.
+    """
+    first = np.random.default_rng([seed, 11]).permutation(len(stream.u)) % 2 == 0
+    paid = np.empty(len(stream.u))
+    for here, there in ((first, ~first), (~first, first)):
+        tau = _least(stream.u[there], stream.beta[there], price)[0]
+        paid[here] = np.where(is_sent(stream.u[here], tau), price, stream.beta[here])
+    return float(paid.mean())
+
+
+def _least(u: Floats, beta: Floats, price: float) -> tuple[float, float]:
+    """The best single threshold and its mean cost."""
     order = np.argsort(u, kind="stable")
     x, kept = np.maximum(u[order], SMALLEST), np.concatenate([[0.0], np.cumsum(beta[order])])
     total = kept + price * np.arange(len(u), -1, -1)
     # Between two equal uncertainties no threshold can cut.
     possible = np.concatenate([[True], x[1:] > x[:-1], [True]])
-    return float(total[possible].min() / len(u))
+    cut = int(np.flatnonzero(possible)[np.argmin(total[possible])])
+    return float(x[cut - 1]) if cut else 0.0, float(total[cut] / len(u))
 
 
 def learnt(
@@ -79,7 +94,8 @@ def learnt(
     """
     scored = score_trace(calibration, "expected", feedback)  # type: ignore[arg-type]
     settings = Settings(goal=Goal("price", 0.3), audit_rate=audit_rate, seed=seed, draws=0)
-    done = calibrate(calibration, scored, settings, measure="expected").calibration
+    without_peers = replace(calibration, context=None)
+    done = calibrate(without_peers, scored, settings, measure="expected").calibration
     order = np.argsort(done.names)
     return done.table[order], done.group[order]
 
@@ -174,6 +190,7 @@ def price_costs(calibration: Trace, test: Trace, feedback: str, seed: int) -> di
         }  # fmt: skip
         found = {name: cost(asked, tau, price) for name, tau in taus.items()}
         found["hindsight"] = hindsight(asked, price)
+        found["other_half"] = other_half(asked, price, seed)
         found["hindsight_cluster"] = hindsight(asked, price, asked.edge[asked.client])
         found["hindsight_client"] = hindsight(asked, price, asked.client)
         for name, value in found.items():

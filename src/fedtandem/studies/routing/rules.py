@@ -1,5 +1,7 @@
 """Baselines that are one rule instead of a ranking: published thresholds, peers as answers, caches, learnt policies."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -65,7 +67,7 @@ def _perturbed(trace: Trace, seed: int) -> Floats:
 
 def _learnt(pair: Pair, goal: Goal, feedback: str, seed: int) -> tuple[float, Floats]:
     """A policy learnt by the federation of the calibration's clients, replayed on the test; peers stay out."""
-    plain = [trace.rows(np.arange(len(trace))) for trace in pair.traces]
+    plain = [replace(trace, context=None) for trace in pair.traces]
     scored = [score_trace(trace, "expected", feedback) for trace in plain]  # type: ignore[arg-type]
     settings = Settings(goal=goal, audit_rate=None, seed=seed, draws=0)
     policy = calibrate(plain[0], scored[0], settings, measure="expected").policy

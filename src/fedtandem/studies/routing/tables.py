@@ -131,6 +131,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 def bars_table(bars: Sequence[Bar], title: str = "What was asked") -> Table:
     """The bars as a table."""
     rows = tuple(
-        (b.asked, b.measured, "met" if b.met else f"**missed**{': ' + b.why if b.why else ''}") for b in bars
+        (b.asked, b.measured, ("met" if b.met else "**missed**") + (f": {b.why}" if b.why else ""))
+        for b in bars
     )
     return Table(title, ("asked", "measured (95 % t over seeds)", "outcome"), rows)
