@@ -17,7 +17,8 @@ def study_page(summary: Mapping[str, Any]) -> str:
     plots = []
     if "curves" in summary:
         plots = [_bought(summary["curves"]), _dearer(summary["prices"], summary["costs"])]
-    met = sum(bool(bar["met"]) for bar in summary["bars"])
+    asked = [bar for bar in summary["bars"] if not bar["asked"].startswith("(shown)")]
+    met = sum(bool(bar["met"]) for bar in asked)
     return render(
         "routing_study.html.j2",
         {
@@ -25,6 +26,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
             "versions": {"fedtandem": version("fedtandem")},
             "summary": summary,
             "met": met,
+            "n_asked": len(asked),
             "plots": plots,
             "tables": [table for name, table in summary["tables"].items() if name != "bars"],
         },
