@@ -326,10 +326,8 @@ class Client:
             # Without a server's paths a client studies its own: the control with equal prompts and updates.
             source = knowledge if knowledge is not None else self._knowledge
             sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
-            heard, vouched = accepted_only(learner, round_number, sources)
-            if knowledge is not None and learner.unlabelled.returns_checked:
-                self._vouched = vouched
-            return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
+            keep = learner.unlabelled.confidence_keep
+            return self._choose_paths(round_number, sources, keep, is_told=knowledge is not None), sources
         own = (
             self._knowledge.scores
             if self._knowledge is not None
@@ -338,6 +336,16 @@ class Client:
         sources = {} if knowledge is None else {knowledge.party: knowledge}
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
         return choose(own, sources, self.selector, generator), sources
+
+    def _choose_paths(
+        self, round_number: int, sources: Mapping[str, Knowledge], keep: float, *, is_told: bool
+    ) -> Choice:
+        """Of the paths its check accepts the surest share; those of the server it vouches for may go back."""
+        learner = self.learner
+        heard, vouched = accepted_only(learner, round_number, sources)
+        if is_told and learner.unlabelled is not None and learner.unlabelled.returns_checked:
+            self._vouched = vouched
+        return choose_paths(heard, len(learner.public), keep)
 
     def _choose_selected(
         self, selecting: Selecting, round_number: int, knowledge: Knowledge | None
@@ -351,10 +359,7 @@ class Client:
                 selecting.choose(round_number, [learner.name], self._knowledge)
             sources = {knowledge.party: selecting.only_chosen(learner.name, knowledge)}
         if learner.unlabelled is not None:
-            heard, vouched = accepted_only(learner, round_number, sources)
-            if knowledge is not None and learner.unlabelled.returns_checked:
-                self._vouched = vouched
-            return choose_paths(heard, len(learner.public), 1.0), sources
+            return self._choose_paths(round_number, sources, 1.0, is_told=knowledge is not None), sources
         own = np.full(len(learner.public), np.inf, np.float32)
         own = own if self._knowledge is None else self._knowledge.scores
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
