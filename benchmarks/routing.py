@@ -74,7 +74,9 @@ def uncertainty() -> dict[str, float]:
     figures = {}
     for n, repeats in ((1, 400), (256, 20)):
         whole = 3 * torch.randn(n, VOCABULARY, generator=noise)
-        few = (3 * torch.randn(n, 64, generator=noise)).sort(-1, descending=True).values  # as a draft finds them
+        few = (
+            (3 * torch.randn(n, 64, generator=noise)).sort(-1, descending=True).values
+        )  # as a draft finds them
         draft, token = few.argmax(-1), whole.argmax(-1)
         label = "1 token" if n == 1 else f"{n} at a time"
         closed = 1000 / n * best(lambda z=few: expected_of_best(z), repeats)

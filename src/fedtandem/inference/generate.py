@@ -20,6 +20,7 @@ from fedtandem.inference.bridge import (
 )
 from fedtandem.inference.decode import Decoded, decode
 from fedtandem.inference.drafting import Drafter, NextTokenModel, Uncertainty
+from fedtandem.inference.peer_tokens import PeerBook, Peers
 from fedtandem.inference.record import Record
 from fedtandem.inference.settings import DecodeSettings
 
@@ -95,7 +96,7 @@ def generate(
     bridge: Bridge = "auto",
     chat_template: bool = False,
     batch_size: int = 32,
-    propose: Callable[[int, str], str] | None = None,
+    peers: PeerBook | None = None,
     on_text: OnText | None = None,
     on_audit: Callable[[int, float, float], None] | None = None,
 ) -> list[Generation]:
@@ -109,8 +110,8 @@ def generate(
             (`tli`); `auto` takes `slem` in `exact`, else `tli`.
         chat_template: each side wraps the prompt in its own template.
         batch_size: prompts that go through the models together; changes no answer but by rounding.
-        propose: in `exact`, a peer's guess of how an answer goes on: (prompt, its text so far) -> text. It is tried
-            before the SLM drafts, and changes no law.
+        peers: answers of the target to prompts of others; `settings.peer` says how they are used. What the target
+            resolves here is added, batch by batch.
         on_text: called with (prompt, new text); its chunks make up each answer, and none is ever taken back.
         on_audit: as in `decode`.
 
@@ -150,19 +151,18 @@ def generate(
             if on_text is not None and chunk:
                 on_text(start + row, chunk)
 
-        def guess(
-            row: int, _: list[int], start: int = start, streams: list[TextStream] = streams
-        ) -> list[int]:
-            text = "" if propose is None else propose(start + row, streams[row].text)
-            return [int(token) for token in writer.tokenizer.continue_ids(text)] if text else []
-
         def audited(row: int, u: float, error: float, start: int = start) -> None:
             if on_audit is not None:
                 on_audit(start + row, u, error)
 
         chosen_settings = replace(settings, seed=settings.seed + start)
         decoded = batch.decode(
-            chosen_settings, uncertainty, beta_upper, show, None if propose is None else guess, audited
+            chosen_settings,
+            uncertainty,
+            beta_upper,
+            show,
+            None if peers is None else peers.open(chosen),
+            audited,
         )
         for i, (prompt, stream, answer) in enumerate(zip(chosen, streams, decoded, strict=True)):
             rest = stream.add(b"", final=True)
@@ -206,7 +206,7 @@ class _Batch:
         uncertainty: Uncertainty | None,
         beta_upper: Callable[[float], float] | None,
         show: Callable[[int, list[int]], None],
-        guess: Callable[[int, list[int]], list[int]] | None,
+        peers: Peers | None,
         audited: Callable[[int, float, float], None],
     ) -> list[Decoded]:
         """Every prompt's answer."""
@@ -221,7 +221,7 @@ class _Batch:
             eos_id=card.roles["eos"],
             uncertainty=uncertainty,
             beta_upper=beta_upper,
-            propose=guess,
+            peers=peers,
             on_commit=show,
             on_audit=audited,
             prompt_bytes=[len(prompt.encode()) for prompt in self.prompts] if crosses else None,

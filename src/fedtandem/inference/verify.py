@@ -80,7 +80,7 @@ def _settle(row: Row, scores: Tensor, choice: Choice) -> None:
         record.downlink_bytes += len(pack_text_verdict(stands, None if own is None else row.spell(own)))
     else:
         record.downlink_bytes += len(pack_verdict(accepted, own))
-    row.commit(tokens)
+    row.commit(tokens, resolved=True)
     row.told = len(row.written)
 
 
@@ -133,14 +133,20 @@ def _count_uplink(row: Row, settings: DecodeSettings, vocab_size: int) -> None:
 def _audit(row: Row, scores: Tensor, settings: DecodeSettings) -> None:
     """Measure kept tokens whose LLM law, as scores (last, V), this pass has shown.
 
-    Per prefix the error of keeping is TV(q, p); a greedy draft's law is one-hot, and so is the LLM's.
+    Per prefix the error of keeping is TV(q, p); a greedy draft's law is one-hot, and so is the LLM's. A peer's token,
+    audited in `greedy` alone, is right or wrong.
 
     Source: FedHLM spec, equation (7).
     """
     for place, q, u in row.unaudited:
         at_place = scores[place - row.unaudited[0][0]]
+        is_other = int(at_place.argmax()) != row.written[place]
+        if q is None:
+            row.record.peer_audited += 1
+            row.record.peer_wrong += is_other
+            continue
         if settings.uplink == "greedy":
-            error = float(int(at_place.argmax()) != row.written[place])
+            error = float(is_other)
         else:
             error = float((q - at_place.softmax(dim=-1)).clamp_min(0).sum())
         row.record.audited += 1
