@@ -40,7 +40,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 FINISHED_PAGES = {("federation", "reports")}
 """A command ends by printing a table and writing a page: these imports stand inside functions, never on top."""
 
-THIRD_PARTY_OF_PURE = {"torch", "numpy", "rapidfuzz", "safetensors", "zstandard", "typing_extensions"}
+THIRD_PARTY_OF_PURE = {
+    "torch",
+    "numpy",
+    "rapidfuzz",
+    "safetensors",
+    "zstandard",
+    "typing_extensions",
+    "usearch",
+}
 
 
 def imports(file: Path, package: Path = PACKAGE) -> Iterator[tuple[str, int, bool]]:
