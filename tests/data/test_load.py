@@ -113,6 +113,6 @@ def test_faults_name_the_party_the_value_and_a_remedy(file: str, tmp_path: Path)
             load_samples(source, where="client clinic-a, private data")
         assert str(caught.value).startswith("client clinic-a, private data: ")
     with pytest.raises(
-        ConfigError, match="client 3: there is no preset 'ret'; presets: .*did you mean \"rte\""
+        ConfigError, match=r"client 3: there is no preset 'ret'; presets: .*did you mean \"rte\""
     ):
         load_samples(DataSource(path=file, preset="ret"), where="client 3")
