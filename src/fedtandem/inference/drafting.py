@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -134,7 +135,7 @@ class TokenDrafter:
             ):
                 self._keep(row, scores, u, bound)
                 return
-        draft = self._drawn(row, scores)
+        draft = replace(self._drawn(row, scores), u=u)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
         row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)

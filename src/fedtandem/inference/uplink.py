@@ -82,10 +82,12 @@ class Draft:
     Attributes:
         token: its id.
         law: what it was drawn from, where the server accepts or resamples; None where it compares with its own.
+        u: how unsure its drafter was; None where that is not of this token.
     """
 
     token: int
     law: SparseLaw | None = None
+    u: float | None = None
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
