@@ -34,6 +34,11 @@ def hash_of(ids: Sequence[int]) -> str:
     return hashlib.blake2b(np.asarray(ids, dtype="<i4").tobytes(), digest_size=16).hexdigest()
 
 
+def decoding_of(uplink: str, temperature: float) -> str:
+    """How tokens were chosen, as peers' namespaces name it."""
+    return f"{uplink} {temperature:g}"
+
+
 @dataclass(frozen=True, eq=False)
 class VerifyRequest:
     """One block to be judged.

@@ -95,6 +95,11 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return b"".join(token.to_bytes(4, "little") for token in ids)
 
 
+def unpack_ids(data: bytes) -> list[int]:
+    """`pack_ids` undone; bytes beyond the last whole id are left out."""
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data) // 4 * 4, 4)]
+
+
 def pack_law(law: SparseLaw, first: int, vocab_size: int) -> bytes:
     """The pairs of a law, the token `first` in front: which one was drafted costs nothing."""
     pairs = list(zip(law.token_ids.tolist(), law.weights.tolist(), strict=True))

@@ -164,6 +164,16 @@ class LanguageModel:
         hidden: Tensor = last.float() * mask[:, :, None]
         return hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
+    @torch.no_grad()
+    def embed(self, token_ids: Sequence[npt.NDArray[np.integer[Any]]]) -> npt.NDArray[np.float32]:
+        """`mean_hidden` of texts of any lengths, a few at a time; (N, d) float32.
+
+        Raises:
+            ModelError: a text is longer than the model's context.
+        """
+        parts = [self.mean_hidden([np.asarray(ids, np.int32)]) for ids in token_ids]
+        return torch.cat(parts).cpu().numpy()
+
     def _check_length(self, n_tokens: int) -> None:
         limit = getattr(self._causal.config, "max_position_embeddings", None)
         if limit is not None and n_tokens > int(limit):

@@ -15,7 +15,7 @@ from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.serving.keys import Keyring
 from fedtandem.serving.metrics import CloudMetrics
-from fedtandem.serving.shell import FRAME, caller_of, new_app, tell
+from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
 from fedtandem.serving.verifying import VerifyService
 
 TOKENIZER_FILES = (
@@ -59,7 +59,7 @@ def cloud_app(
 
     @app.post("/v1/verify", response_class=Response)
     async def verify(request: Request) -> Response:
-        reply = await service.verify(caller_of(request).tenant, await request.body())
+        reply = await service.verify(tenant_of(request), await request.body())
         said = VerifyReply.from_bytes(reply)
         own = len(said.tokens) - said.accepted
         metrics.tokens.labels("slm").inc(said.accepted)

@@ -3,7 +3,7 @@
     [[keys]]
     name = "ward-3"
     tenant = "clinic"
-    scopes = ["infer"]                  # infer, verify, report, metrics
+    scopes = ["infer"]                  # infer, verify, report, metrics, relay
     sha256 = "..."                      # of the key; the key itself is shown once, when it is made
     requests_per_minute = 600           # optional
 
@@ -20,10 +20,12 @@ from pathlib import Path
 from fedtandem.config.load import parse
 from fedtandem.errors import ConfigError
 
-SCOPES = ("infer", "verify", "report", "metrics")
-"""Ask a device; have blocks judged and look for peers; report feedback and read policies; read metrics."""
+SCOPES = ("infer", "verify", "report", "metrics", "relay")
+"""Ask a device; have blocks judged and look for peers; report feedback and read policies;
+read metrics; speak for other tenants (an edge to its cloud)."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Of keys and tenants."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -97,7 +99,7 @@ def read_keyring(file: str | None) -> Keyring:
                 f"{where}: expected {', '.join(sorted(known))}; only requests_per_minute may be left out."
             )
         rate = entry.get("requests_per_minute")
-        if not all(isinstance(entry[k], str) and _NAME.fullmatch(entry[k]) for k in ("name", "tenant")):
+        if not all(isinstance(entry[k], str) and NAME.fullmatch(entry[k]) for k in ("name", "tenant")):
             raise ConfigError(f"{where}: name and tenant are 1 to 64 letters, digits, dots, dashes.")
         if not isinstance(entry["scopes"], list) or not set(entry["scopes"]) <= set(SCOPES):
             raise ConfigError(f"{where} ({entry['name']}): scopes must be a list of {', '.join(SCOPES)}.")
@@ -117,7 +119,7 @@ def new_key(name: str, tenant: str, scopes: list[str]) -> tuple[str, str]:
     Raises:
         ConfigError: a name that cannot be, or an unknown scope.
     """
-    if not _NAME.fullmatch(name) or not _NAME.fullmatch(tenant):
+    if not NAME.fullmatch(name) or not NAME.fullmatch(tenant):
         raise ConfigError(f"name {name!r} and tenant {tenant!r}: 1 to 64 letters, digits, dots, dashes each.")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise ConfigError(f"scopes {', '.join(scopes) or 'none'}: choose of {', '.join(SCOPES)}.")

@@ -12,17 +12,34 @@ from fedtandem.config.serve import LimitsConfig
 from fedtandem.errors import FedtandemError
 from fedtandem.serving.door import Door
 from fedtandem.serving.faults import Refusal, refusal_of
-from fedtandem.serving.keys import Caller, Keyring
+from fedtandem.serving.keys import NAME, Caller, Keyring
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import Metrics
 
 FRAME = "application/vnd.fedtandem.frame"
+TENANT = "x-fedtandem-tenant"
+"""Header: for whom an edge asks; believed of keys with the scope `relay` alone."""
 
 
 def caller_of(request: Request) -> Caller:
     """Who the door let in."""
     caller: Caller = request.state.caller
     return caller
+
+
+def tenant_of(request: Request) -> str:
+    """Whose request it is.
+
+    Raises:
+        Refusal: the header names another tenant, and this key may not speak for others.
+    """
+    caller = caller_of(request)
+    said = request.headers.get(TENANT, caller.tenant)
+    if said != caller.tenant and "relay" not in caller.scopes:
+        raise Refusal(403, "this key may not speak for another tenant.", "insufficient_scope")
+    if not NAME.fullmatch(said):
+        raise Refusal(400, f"{TENANT} is no tenant's name.", "bad_tenant")
+    return said
 
 
 def tell(request: Request, **fields: object) -> None:

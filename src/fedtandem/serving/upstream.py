@@ -23,6 +23,8 @@ TOKENIZER_FILES = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
 )
 INFO_DEADLINE_S = 10.0
+PEERS = "x-peers"
+"""Header: this verification's answer may be kept for peers."""
 
 
 class Outage(NetworkError):
@@ -113,18 +115,24 @@ class Upstream:
         with self._lock:
             self._model = None
 
-    def verify(self, body: bytes, deadline_s: float) -> bytes:
+    def verify(self, body: bytes, deadline_s: float, shares: bool = False) -> bytes:
         """Have a block judged.
 
         The second try goes out when half of the time is over or the first has failed; the request is idempotent, so
         whichever answers first counts.
+
+        Args:
+            body: the frame.
+            deadline_s: for both tries together.
+            shares: the edge may keep the answer for peers.
 
         Raises:
             Outage: no answer within the deadline.
             UnknownPrefix: the whole text is asked for.
             Rejected: this request is not taken.
         """
-        reply = self.post("/v1/verify", body, deadline_s, {"Content-Type": FRAME})
+        headers = {"Content-Type": FRAME, **({PEERS: "draft"} if shares else {})}
+        reply = self.post("/v1/verify", body, deadline_s, headers)
         if reply.status_code == 200:
             return reply.content
         code = _code(reply)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedtandem.errors import DataError, VocabularyMismatch
-from fedtandem.exchange.verification import VerifyReply, VerifyRequest
+from fedtandem.exchange.verification import VerifyReply, VerifyRequest, decoding_of
 from fedtandem.inference.gates import namespace, token_gate
 from fedtandem.inference.judging import Block, drafts_of, judge_block, token_log_probs
 from fedtandem.inference.peers import Attested, sign
@@ -21,6 +21,7 @@ from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.sessions import Key, Sessions
+from fedtandem.serving.tenants import tenant_key
 
 PEER_WINDOW = 24
 """Tokens before a place that must be equal for peers to share what was written there."""
@@ -172,9 +173,9 @@ class VerifyService:
     ) -> Attested | None:
         if self._attest_key is None or not request.scope:
             return None
-        decoding = f"{request.uplink} {request.temperature:g}"
+        decoding = decoding_of(request.uplink, request.temperature)
         scope = namespace(tenant, self.fingerprint, request.tokenizer, request.scope, decoding)
         entry = Attested(
             tenant, self.fingerprint, scope, token_gate(ids, PEER_WINDOW), pack_ids(tokens), self._now_s()
         )
-        return sign(entry, self._attest_key)
+        return sign(entry, tenant_key(self._attest_key, tenant))
