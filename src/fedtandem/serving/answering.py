@@ -247,6 +247,8 @@ class Writer:
                     spelled += token.spelled
             is_late = time.monotonic() > self.ends_s
             chunk = text.add(stream.add(spelled))
+            if text.is_over:
+                shown = _within(shown, len(chunk.encode()))
             if (chunk or shown) and not self.cancelled.is_set():
                 self.emit(Piece(chunk, tuple(shown)))
             return text.is_over or is_late or self.cancelled.is_set()
@@ -314,6 +316,17 @@ class Writer:
             tokens.append(Token(spelled[i], tiers[i], float(own[0]), others))
         laws.clear()
         return tokens
+
+
+def _within(tokens: list[Token], n_bytes: int) -> list[Token]:
+    """The tokens that begin within the first so many bytes: what a stop sequence cut off was not said."""
+    kept, begins = [], 0
+    for token in tokens:
+        if begins >= n_bytes:
+            break
+        kept.append(token)
+        begins += len(token.spelled)
+    return kept
 
 
 def _alternatives(card: VocabularyCard, said: Said, i: int, n: int) -> tuple[tuple[bytes, float], ...]:

@@ -32,6 +32,7 @@ class Terms:
         ends_s: monotonic time at which the answer must be over.
         top: log-probabilities per token, -1 for none.
         max_cloud_fraction: of the answer's tokens that the LLM may verify.
+        request_id: for the logs of the other tiers.
         scope: for peers; "" without.
     """
 
@@ -41,6 +42,7 @@ class Terms:
     ends_s: float
     top: int = -1
     max_cloud_fraction: float = 1.0
+    request_id: str = ""
     scope: str = ""
 
 
@@ -164,7 +166,9 @@ class Asking:
 
     def _exchange(self, row: Row, request: VerifyRequest, deadline_s: float) -> VerifyReply:
         body = request.to_bytes()
-        content = self._upstream.verify(body, deadline_s, shares=bool(request.scope))
+        content = self._upstream.verify(
+            body, deadline_s, request_id=self._terms.request_id, shares=bool(request.scope)
+        )
         row.record.round_trips += 1
         row.record.uplink_bytes += len(body)
         row.record.downlink_bytes += len(content)

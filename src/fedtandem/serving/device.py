@@ -87,7 +87,12 @@ class Device:
     # -- a request becomes a plan ------------------------------------------------------------------------------
 
     def plan(
-        self, request: ChatRequest | CompletionRequest, prompt: Prompt, top: int, emit: Callable[[Any], None]
+        self,
+        request: ChatRequest | CompletionRequest,
+        prompt: Prompt,
+        top: int,
+        emit: Callable[[Any], None],
+        request_id: str = "",
     ) -> Plan:
         """What is to be done. May ask the upstream what it is: not for the event loop.
 
@@ -107,7 +112,9 @@ class Device:
         large = None
         peering = self.peering if self._asks_peers(request, effective) else None
         if remote is not None:
-            large = self._large(request, prompt, remote, settings, on_outage, ends_s, top, peering)
+            large = self._large(
+                request, prompt, remote, settings, on_outage, ends_s, top, peering, request_id
+            )
         writer = Writer(
             small=None if effective == "cloud" else small, large=large, settings=settings,
             uncertainty=measure(name), stops=request.stops, top=top, ends_s=ends_s, emit=emit,
@@ -211,13 +218,14 @@ class Device:
     def _large(
         self, request: ChatRequest | CompletionRequest, prompt: Prompt, remote: RemoteModel,
         settings: DecodeSettings, on_outage: str, ends_s: float, top: int, peering: Peering | None,
+        request_id: str,
     ) -> LargeParty:  # fmt: skip
         assert self.upstream is not None
         fraction = request.max_cloud_fraction
         terms = Terms(
             on_outage=on_outage, deadline_s=self.config.deadline_ms / 1000,
             prompt_deadline_s=self.config.prompt_deadline_ms / 1000, ends_s=ends_s, top=top,
-            max_cloud_fraction=1.0 if fraction is None else fraction,
+            request_id=request_id, max_cloud_fraction=1.0 if fraction is None else fraction,
             scope="" if peering is None or not remote.attests else peering.scope(prompt),
         )  # fmt: skip
         embed = None if peering is None else peering.embed(remote.tokenizer)

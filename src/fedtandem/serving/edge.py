@@ -115,16 +115,16 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
 
     @app.get("/v1/model")
     async def model(request: Request) -> Response:
-        return await _passed_on(state, caller_of(request), "GET", "/v1/model", b"")
+        return await _passed_on(state, request, b"")
 
     @app.get("/v1/tokenizer")
     async def tokenizer(request: Request) -> Response:
-        return await _passed_on(state, caller_of(request), "GET", "/v1/tokenizer", b"")
+        return await _passed_on(state, request, b"")
 
     @app.post("/v1/verify", response_class=Response)
     async def verify(request: Request) -> Response:
         caller, body = caller_of(request), await request.body()
-        reply = await _passed_on(state, caller, "POST", "/v1/verify", body)
+        reply = await _passed_on(state, request, body)
         if reply.status_code == 200 and PEERS in request.headers:
             metrics.inserted.labels(_share(state, caller, body, bytes(reply.body))).inc()
         return reply
@@ -176,16 +176,22 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
     return app
 
 
-async def _passed_on(state: EdgeState, caller: Caller, method: str, path: str, body: bytes) -> Response:
+async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Response:
     """To the cloud and back, many devices over few connections; what fails there is a 503 here."""
     if not state.breaker.lets_through():
         wait = str(max(1, round(state.breaker.probe_in_s)))
         raise Refusal(503, "the cloud does not answer; it is asked again soon.", "cloud_down",
                       headers={"Retry-After": wait})  # fmt: skip
-    headers = {TENANT: caller.tenant, **({"Content-Type": FRAME} if body else {})}
+    headers = {TENANT: caller_of(request).tenant, "x-request-id": request.state.request_id}
+    if body:
+        headers["Content-Type"] = FRAME
     try:
         reply = await state.client.request(
-            method, path, content=body, headers=headers, timeout=state.config.deadline_ms / 1000
+            request.method,
+            request.url.path,
+            content=body,
+            headers=headers,
+            timeout=state.config.deadline_ms / 1000,
         )
     except httpx.HTTPError:
         state.breaker.failed()

@@ -43,7 +43,7 @@ class Listening:
         host = f"[{tier.host}]" if ":" in tier.host else tier.host
         self.url = f"{'https' if security.certificate else 'http'}://{host}:{port}"
         settings = uvicorn.Config(
-            tier.app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S,
+            tier.app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
             server_header=False, date_header=False, ssl_certfile=security.certificate,
             ssl_keyfile=security.private_key, ssl_ca_certs=security.client_ca,
@@ -56,8 +56,11 @@ class Listening:
         self.server = _Server(settings)
 
     async def serve(self) -> None:
-        """Until told to end."""
-        await self.server.serve(sockets=[self._socket])
+        """Until told to end; then lets go of what the tier held."""
+        try:
+            await self.server.serve(sockets=[self._socket])
+        finally:
+            await self.tier.close()
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -107,23 +110,27 @@ def serve(
     if config.security.keys is None:
         say("no API keys are asked for; only this machine can reach these addresses")
     say("Ctrl-C ends it, once what is being answered is finished")
-    asyncio.run(until_told(listening))
+    asyncio.run(_until_signalled(listening))
     return 0
 
 
-async def until_told(listening: Sequence[Listening]) -> None:
-    """Serve; on a signal end the last tier first, so that its answers still find the others."""
+async def _until_signalled(listening: Sequence[Listening]) -> None:
+    """SIGINT and SIGTERM end it; a second one at once."""
     told = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     def end() -> None:
-        if told.is_set():  # a second time: at once
+        if told.is_set():
             for one in listening:
                 one.server.force_exit = True
         told.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end)
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    await until(told, listening)
+
+
+async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
+    """Serve until told; then end the last tier first, so that its answers still find the others."""
     running = [asyncio.create_task(one.serve()) for one in listening]
     working = [asyncio.create_task(_again(one.tier)) for one in listening if one.tier.work is not None]
     watching = asyncio.create_task(told.wait())
@@ -135,7 +142,6 @@ async def until_told(listening: Sequence[Listening]) -> None:
         log("ending", tier=one.tier.name)
         one.server.should_exit = True
         await task
-        await asyncio.to_thread(one.tier.close)
 
 
 async def _again(tier: Tier) -> None:

@@ -63,7 +63,7 @@ class Exchange:
         return JSONResponse(body_json, headers=self._headers(event))
 
     def _work(self, prompt: Prompt, top: int) -> Answer:
-        plan = self._device.plan(self._asked, prompt, top, self._put)
+        plan = self._device.plan(self._asked, prompt, top, self._put, self._request.state.request_id)
         self._plan, self._mode = plan, plan.mode
         return plan.write()
 

@@ -1,10 +1,12 @@
 """From a config to a tier: models loaded, lines laid, an app to be listened for."""
 
+import asyncio
 import os
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ class Tier:
         host, port: to listen at; port 0 takes a free one.
         app: its routes.
         says: one line for who starts it.
-        close: lets threads and connections go.
+        close: lets threads and connections go; in the loop that served.
         every_s, work: what is done again and again beside, in a thread; None: nothing.
     """
 
@@ -52,7 +54,7 @@ class Tier:
     port: int
     app: FastAPI
     says: str
-    close: Callable[[], None]
+    close: Callable[[], Awaitable[None]]
     every_s: float = 0.0
     work: Callable[[], None] | None = None
 
@@ -75,7 +77,14 @@ def build_cloud(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         lm, batcher, Sessions(own.max_sessions), attest_key=attest_key or _attest_key(config.security)
     )
     app = cloud_app(service, keyring=keyring, limits=config.limits, metrics=CloudMetrics())
-    return Tier("cloud", own.host, own.port, app, f"verifies with {service.fingerprint}", batcher.close)
+    return Tier(
+        "cloud",
+        own.host,
+        own.port,
+        app,
+        f"verifies with {service.fingerprint}",
+        partial(asyncio.to_thread, batcher.close),
+    )
 
 
 def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
@@ -95,7 +104,7 @@ def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
     state = EdgeState(own, client, attest_key or _attest_key(config.security))
     app = edge_app(state, keyring=keyring, limits=config.limits, metrics=EdgeMetrics())
     peers = "peers may share" if state.attest_key is not None else "no attest_key_file: peers share nothing"
-    return Tier("edge", own.host, own.port, app, f"goes on to {own.upstream}; {peers}", lambda: None)
+    return Tier("edge", own.host, own.port, app, f"goes on to {own.upstream}; {peers}", client.aclose)
 
 
 def build_device(config: ServeConfig) -> Tier:
@@ -126,7 +135,7 @@ def build_device(config: ServeConfig) -> Tier:
         f"OpenAI's API under /v1, model {own.served_name!r}: {device.fingerprint} {beyond}, mode {own.mode}"
     )
     return Tier(
-        "device", own.host, own.port, app, says, device.close,
+        "device", own.host, own.port, app, says, partial(asyncio.to_thread, device.close),
         every_s=own.report_every_s, work=None if upstream is None else lambda: sync(device),
     )  # fmt: skip
 

@@ -115,7 +115,7 @@ class Upstream:
         with self._lock:
             self._model = None
 
-    def verify(self, body: bytes, deadline_s: float, shares: bool = False) -> bytes:
+    def verify(self, body: bytes, deadline_s: float, *, request_id: str = "", shares: bool = False) -> bytes:
         """Have a block judged.
 
         The second try goes out when half of the time is over or the first has failed; the request is idempotent, so
@@ -124,6 +124,7 @@ class Upstream:
         Args:
             body: the frame.
             deadline_s: for both tries together.
+            request_id: for its log.
             shares: the edge may keep the answer for peers.
 
         Raises:
@@ -131,7 +132,7 @@ class Upstream:
             UnknownPrefix: the whole text is asked for.
             Rejected: this request is not taken.
         """
-        headers = {"Content-Type": FRAME, **({PEERS: "draft"} if shares else {})}
+        headers = {"Content-Type": FRAME, "x-request-id": request_id, **({PEERS: "draft"} if shares else {})}
         reply = self.post("/v1/verify", body, deadline_s, headers)
         if reply.status_code == 200:
             return reply.content
