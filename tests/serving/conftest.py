@@ -1,8 +1,11 @@
 """Real tiers on loopback, each with a port of its own, served from a thread; the embedded models behind them."""
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,3 +78,26 @@ def tiers() -> Iterator[Running]:
 def url(tiers: Running) -> str:
     """Of the device's API."""
     return f"{tiers.urls['device']}/v1"
+
+
+def write_keys(file: Path, *keys: tuple[str, str, list[str]]) -> None:
+    """Each key is its name with "-key"."""
+    file.write_text(
+        "".join(
+            f'[[keys]]\nname = "{name}"\ntenant = "{tenant}"\nscopes = {scopes}\n'
+            f'sha256 = "{hashlib.sha256(f"{name}-key".encode()).hexdigest()}"\n'
+            for name, tenant, scopes in keys
+        )
+    )
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {name}-key"}
+
+
+@pytest.fixture(scope="session")
+def lab() -> SimpleNamespace:
+    """What tests of several files use."""
+    return SimpleNamespace(
+        Running=Running, running=running, config=serve_config, write_keys=write_keys, bearer=bearer
+    )
