@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": EVERYWHERE | LOWEST | {"checking"},
     "federation": EVERYWHERE | LOWEST | {"tuning", "evaluation", "checking", "algorithms", "config"},
     "reports": EVERYWHERE | LOWEST | {"config", "federation"},
+    "serving": EVERYWHERE | LOWEST | {"algorithms", "config", "federation", ""},
     "studies": EVERYWHERE
     | LOWEST
     | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},
-    "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", ""},
+    "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", "serving", ""},
     "__main__": {"cli"},
     "": {"errors", "config", "federation", "models", "knowledge", "selection", "distillation"},
 }

@@ -16,6 +16,7 @@ from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
 from fedtandem.federation.flags import calibrate, generate, route, trace
 from fedtandem.federation.select import select_call, select_flags
+from fedtandem.serving import flags as serving
 
 EXIT_CODES = (
     "exit codes: 0 ok, 1 internal error, 2 usage or config, 3 data, 4 model or tokenizer, 5 network, 6 quorum,\n"
@@ -434,6 +435,7 @@ COMMANDS: dict[str, Command] = {
     "trace": Command("record what two models decide on your data", trace.add, trace.call),
     "calibrate": Command("learn from a trace when the SLM should ask", calibrate.add, calibrate.call),
     "route": Command("what a threshold policy would have done on a trace", route.add, route.call),
+    "serve": Command("serve device, edge and cloud to any OpenAI client", serving.add, serving.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }
 """Command word -> what it does."""

@@ -21,11 +21,11 @@ from fedtandem.inference.choice import Choice
 from fedtandem.inference.drafting import Drafter, NextTokenModel, TokenDrafter, Uncertainty
 from fedtandem.inference.peer_tokens import Peers
 from fedtandem.inference.record import Record
-from fedtandem.inference.row import Row
+from fedtandem.inference.row import OnCommit, Row
 from fedtandem.inference.settings import PEER_USES, DecodeSettings
 from fedtandem.inference.speculative import accept_probability, residual_law
 from fedtandem.inference.uplink import Draft
-from fedtandem.inference.verify import audit_the_rest, verify
+from fedtandem.inference.verify import ModelVerifier, Verifier
 
 __all__ = ["DecodeSettings", "Decoded", "accept_probability", "decode", "residual_law"]
 
@@ -40,7 +40,7 @@ class Decoded:
 
 def decode(
     draft: NextTokenModel | Drafter | None,
-    target: NextTokenModel | None,
+    target: NextTokenModel | Verifier | None,
     prompts: Sequence[Sequence[int]],
     settings: DecodeSettings,
     *,
@@ -49,7 +49,7 @@ def decode(
     beta_upper: Callable[[float], float] | None = None,
     chance: Chance | None = None,
     peers: Peers | None = None,
-    on_commit: Callable[[int, list[int]], None] | None = None,
+    on_commit: OnCommit | None = None,
     on_audit: Callable[[int, float, float], None] | None = None,
     prompt_bytes: Sequence[int] | None = None,
     spell: Callable[[int], bytes] | None = None,
@@ -58,7 +58,7 @@ def decode(
 
     Args:
         draft: the SLM, or another source of blocks; not needed in mode `cloud`.
-        target: the LLM; not needed in mode `local`.
+        target: the LLM, or someone who asks it; not needed in mode `local`.
         prompts: B >= 1 texts as ids, none empty.
         eos_id: ends an answer; -1 if nothing does.
         uncertainty: logits (R, V) -> u (R,); needed wherever tau decides.
@@ -68,7 +68,7 @@ def decode(
         peers: what the LLM wrote for others. `settings.peer` says how it is used: as drafts, tried before the SLM's
             (mode `exact`; the law stays the LLM's whatever they say), or as answers to uncertain tokens (`fedhlm`).
             Finished answers are handed to it.
-        on_commit: called with (prompt, its new tokens) as soon as they are final.
+        on_commit: called with (prompt, its new tokens) as soon as they are final; True ends the answer.
         on_audit: called with (prompt, u, error) of every kept token that is measured: what upper bounds are made of.
         prompt_bytes: size of each prompt on the wire; 4 B per token by default.
         spell: bytes of a token, where the client does not know the LLM's ids: its tokens then travel as bytes.
@@ -106,6 +106,9 @@ def decode(
     if draft is not None:
         answering = peers if settings.peer == "answer" else None
         drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper, answering)
+    verifier: Verifier | None = None
+    if target is not None:
+        verifier = target if isinstance(target, Verifier) else ModelVerifier(target, choice)
     rows = [
         Row(
             index=i,
@@ -129,15 +132,15 @@ def decode(
         if drafter is not None:
             drafter.draft(left)
         waiting = [row for row in left if not row.is_done]
-        if waiting and target is not None:
-            verify(target, waiting, choice)
+        if waiting and verifier is not None:
+            verifier.verify(waiting)
         for row in left:
             if row.is_done:
-                if settings.audit == "all" and target is not None:
-                    audit_the_rest(row, target, choice)
+                if settings.audit == "all" and verifier is not None:
+                    verifier.audit_the_rest(row)
                 if peers is not None:
                     peers.learn(row.index, row.written, row.resolved)
-                for model in (drafter, target):
+                for model in (drafter, verifier):
                     if model is not None:
                         model.forget(row.index)
         left = [row for row in left if not row.is_done]
@@ -146,7 +149,7 @@ def decode(
 
 def _as_drafter(
     draft: "NextTokenModel | Drafter",
-    target: NextTokenModel | None,
+    target: NextTokenModel | Verifier | None,
     settings: DecodeSettings,
     choice: Choice,
     uncertainty: Uncertainty | None,
@@ -170,7 +173,9 @@ def _room(i: int, prompt_tokens: int, max_new_tokens: int, models: Sequence[obje
     """How many tokens may be written before a context is full."""
     # The last token is written, never read.
     limits = [
-        model.limit + 1 for model in models if isinstance(model, NextTokenModel) and model.limit is not None
+        model.limit + 1
+        for model in models
+        if isinstance(model, NextTokenModel | Verifier) and model.limit is not None
     ]
     room = min([max_new_tokens, *(limit - prompt_tokens for limit in limits)])
     if room < 1:

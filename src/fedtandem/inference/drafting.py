@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -139,7 +140,7 @@ class TokenDrafter:
                 return
         if self._peers is not None and not row.pending and self._takes_answer(row, self._peers):
             return
-        draft = self._drawn(row, scores)
+        draft = replace(self._drawn(row, scores), u=u)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
         row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)

@@ -33,6 +33,14 @@ class Peers(Protocol):
         ...
 
 
+class PeerSource(Protocol):
+    """Where peers' answers are found; `PeerBook` is one, an edge on another machine may be another."""
+
+    def open(self, prompts: Sequence[str]) -> Peers:
+        """For the answers to these prompts."""
+        ...
+
+
 @dataclass(frozen=True)
 class Known:
     """How an answer went on for somebody else.

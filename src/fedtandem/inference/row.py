@@ -8,6 +8,9 @@ from torch import Tensor
 from fedtandem.inference.record import Record
 from fedtandem.inference.uplink import Draft
 
+OnCommit = Callable[[int, list[int]], bool | None]
+"""(prompt, its new tokens), as soon as they are final; True ends the answer there."""
+
 
 @dataclass
 class Row:
@@ -19,7 +22,7 @@ class Row:
     """What it takes to tell the server the prompt."""
     limit: int
     eos_id: int
-    on_commit: Callable[[int, list[int]], None] | None
+    on_commit: OnCommit | None
     written: list[int] = field(default_factory=list)
     pending: list[Draft] = field(default_factory=list)
     draft_ends: bool = False
@@ -60,5 +63,5 @@ class Row:
         self.resolved += [resolved] * len(tokens)
         self.record.tokens = len(self.written)
         self.is_done = tokens[-1] == self.eos_id or len(self.written) >= self.limit
-        if self.on_commit is not None:
-            self.on_commit(self.index, tokens)
+        if self.on_commit is not None and self.on_commit(self.index, tokens):
+            self.is_done = True
