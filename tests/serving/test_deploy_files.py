@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from prometheus_client.metrics_core import Metric
 
 from fedtandem.config.serve import ServeConfig, load_serve
