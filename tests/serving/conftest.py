@@ -13,6 +13,7 @@ pytest.importorskip("fastapi")
 from fedtandem.config.serve import ServeConfig
 from fedtandem.serving.command import all_tiers
 from fedtandem.serving.listening import Listening, until
+from fedtandem.serving.logs import LOGGER
 from fedtandem.serving.tiers import Tier
 
 PATIENT = {"deadline_ms": 60_000.0, "prompt_deadline_ms": 60_000.0}
@@ -65,6 +66,13 @@ def running(**sections: dict[str, object]) -> Running:
     """Cloud, edge and device."""
     config = serve_config(**sections)
     return Running(all_tiers(config), config)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No handler of one test's captured stderr outlives it."""
+    yield
+    LOGGER.handlers.clear()
 
 
 @pytest.fixture(scope="session")
