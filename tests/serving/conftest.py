@@ -4,16 +4,20 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("fastapi")
-from fedtandem.config.serve import ServeConfig
-from fedtandem.serving.command import all_tiers
-from fedtandem.serving.listening import Listening, until
-from fedtandem.serving.tiers import Tier
+if find_spec("fastapi") is None or find_spec("prometheus_client") is None:
+    collect_ignore_glob = ["test_*.py"]  # the extra `serve` is not installed
+else:
+    from fedtandem.config.serve import ServeConfig
+    from fedtandem.serving.command import all_tiers
+    from fedtandem.serving.listening import Listening, until
+    from fedtandem.serving.logs import LOGGER
+    from fedtandem.serving.tiers import Tier
 
 PATIENT = {"deadline_ms": 60_000.0, "prompt_deadline_ms": 60_000.0}
 """A busy machine is no outage."""
@@ -22,7 +26,7 @@ PATIENT = {"deadline_ms": 60_000.0, "prompt_deadline_ms": 60_000.0}
 class Running:
     """Tiers that are being listened for."""
 
-    def __init__(self, tiers: Sequence[Callable[[dict[str, str]], Tier]], config: ServeConfig) -> None:
+    def __init__(self, tiers: "Sequence[Callable[[dict[str, str]], Tier]]", config: "ServeConfig") -> None:
         self.urls: dict[str, str] = {}
         self.listening: list[Listening] = []
         for build in tiers:
@@ -52,7 +56,7 @@ class Running:
             self._thread.join()
 
 
-def serve_config(**sections: dict[str, object]) -> ServeConfig:
+def serve_config(**sections: dict[str, object]) -> "ServeConfig":
     """The defaults on free ports, with patience."""
     tables = {name: {"port": 0} for name in ("device", "edge", "cloud")}
     tables["device"] |= PATIENT
@@ -65,6 +69,13 @@ def running(**sections: dict[str, object]) -> Running:
     """Cloud, edge and device."""
     config = serve_config(**sections)
     return Running(all_tiers(config), config)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """No handler of one test's captured stderr outlives it."""
+    yield
+    LOGGER.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -64,8 +64,8 @@ def ledger(beta_at: float, n: int = 2000) -> Ledger:
     return filled
 
 
-def report(edge: str, key: str, name: str, beta_at: float) -> httpx.Response:
-    told = ledger(beta_at).report(name, ("slm", "llm"), 0.5)
+def report(edge: str, key: str, name: str, beta_at: float, n: int = 2000) -> httpx.Response:
+    told = ledger(beta_at, n).report(name, ("slm", "llm"), 0.5)
     assert told is not None
     return httpx.post(
         f"{edge}/v1/fl/report", content=told.to_envelope().to_bytes(), headers=bearer(key), timeout=60
@@ -75,6 +75,8 @@ def report(edge: str, key: str, name: str, beta_at: float) -> httpx.Response:
 def test_thresholds_come_from_reports_and_have_an_etag(edge: str) -> None:
     asked = {"headers": bearer("a"), "timeout": 60}
     assert httpx.get(f"{edge}/v1/fl/policy", **asked).status_code == 404
+    assert report(edge, "a", "few", 0.75, n=100).status_code == 204
+    assert httpx.get(f"{edge}/v1/fl/policy", **asked).status_code == 404  # a handful of tokens is chance
     for i in range(3):
         assert report(edge, "a", f"d{i}", 0.75).status_code == 204
     reply = httpx.get(f"{edge}/v1/fl/policy", **asked)

@@ -1,6 +1,7 @@
 """`exact` through HTTP writes what the LLM alone writes, by many at once, streamed or not."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -12,7 +13,8 @@ from fedtandem.inference.decode import DecodeSettings
 from fedtandem.inference.generate import Generation, generate
 from fedtandem.models.load import ModelSpec, load_model
 
-N_PROMPTS = 24
+N_PROMPTS = int(os.environ.get("FEDTANDEM_PROMPTS", "24"))
+"""FEDTANDEM_PROMPTS=200 for a long look."""
 NEW_TOKENS = 32
 SEED = 40
 
@@ -62,4 +64,5 @@ def test_exact_equals_the_llm_alone(url: str, uplink: str, temperature: float) -
     differ = [i for i, answer in enumerate(alone(uplink)) if came[i] != answer.text]
     # Sums in a batch come out otherwise in their last bits: only there may an answer differ.
     assert all(alone(uplink)[i].record.near_ties for i in differ)
-    assert len(differ) <= 1
+    assert len(differ) <= max(1, N_PROMPTS // 100)
+    print(f"{uplink}: {N_PROMPTS} prompts, {len(differ)} differ, each at a near tie")

@@ -104,7 +104,14 @@ class CloudConfig(Section):
     port: Port = 8803
     """As of the device."""
     model: FolderOrName = "embedded:chains-server"
-    """The LLM."""
+    """The LLM; not loaded where `endpoint` is set."""
+    endpoint: Url | None = None
+    """An OpenAI-compatible server as the LLM (vLLM, SGLang, llama.cpp, hosted): it writes on, equal drafts stand.
+    Greedy answers only; the key is the environment's OPENAI_API_KEY."""
+    endpoint_model: str = ""
+    """The model's name there."""
+    tokenizer: FolderOrName | None = None
+    """The tokenizer of the model served there."""
     cache_mb: int = Field(1024, ge=0)
     """Keys and values of prefixes kept between passes; the longest unused go first."""
     max_batch: int = Field(32, ge=1)
@@ -113,6 +120,14 @@ class CloudConfig(Section):
     """Verifications that wait; more are told to come back (429)."""
     max_sessions: int = Field(4096, ge=1)
     """Answers whose text is remembered; a forgotten one is asked for again (409)."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_whole(self) -> Self:
+        if self.endpoint is not None and not (self.endpoint_model and self.tokenizer):
+            raise ValueError(
+                "endpoint needs endpoint_model and tokenizer: its name there, and how it cuts text"
+            )
+        return self
 
 
 class SecurityConfig(Section):

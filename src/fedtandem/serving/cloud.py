@@ -4,7 +4,7 @@ import base64
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
@@ -12,11 +12,10 @@ from fedtandem import __version__
 from fedtandem.config.serve import LimitsConfig
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.exchange.verification import VerifyReply
-from fedtandem.models.language_model import LanguageModel
+from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.keys import Keyring
 from fedtandem.serving.metrics import CloudMetrics
 from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
-from fedtandem.serving.verifying import VerifyService
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,27 +26,53 @@ TOKENIZER_FILES = (
 SCOPES = {"/v1/verify": "verify", "/v1/model": "verify", "/v1/tokenizer": "verify"}
 
 
-def cloud_app(
-    service: VerifyService, *, keyring: Keyring, limits: LimitsConfig, metrics: CloudMetrics
-) -> FastAPI:
+class Judging(Protocol):
+    """An LLM that judges blocks: a model here (`VerifyService`), or one that is served elsewhere (`CompareService`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model."""
+        ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Its own."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens its context holds."""
+        ...
+
+    @property
+    def attests(self) -> bool:
+        """Whether entries for peers are signed."""
+        ...
+
+    async def verify(self, tenant: str, body: bytes) -> bytes:
+        """Answer one request."""
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """For the metrics: name -> value."""
+        ...
+
+
+def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metrics: CloudMetrics) -> FastAPI:
     """The app of a cloud."""
 
     async def is_ready() -> Mapping[str, object]:
         return {"ready": True, "model": service.fingerprint}
 
     def refresh() -> None:
-        reader, batcher = service.batcher.reader, service.batcher
-        metrics.sessions.set(len(service.sessions))
-        metrics.cache_bytes.set(reader.held_bytes)
-        metrics.evicted.set(reader.evicted)
-        metrics.waiting.set(batcher.waiting)
-        metrics.batch.set(batcher.jobs / max(1, batcher.passes))
+        for name, value in service.gauges().items():
+            metrics.gauges[name].set(value)
 
     app = new_app(
         "cloud", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
     described = describe(service)
-    files = tokenizer_files(service.lm)
+    files = tokenizer_files(service.tokenizer)
 
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:
@@ -72,20 +97,19 @@ def cloud_app(
     return app
 
 
-def describe(service: VerifyService) -> dict[str, Any]:
+def describe(service: Judging) -> dict[str, Any]:
     """What a device has to know of the LLM."""
-    lm = service.lm
+    tokenizer = service.tokenizer
     return {
-        "version": __version__, "schema": SCHEMA, "model": service.fingerprint, "tokenizer": lm.tokenizer.card.hash,
-        "vocab_size": lm.tokenizer.vocab_size, "limit": service.batcher.reader.limit,
-        "attests": service.attests,
+        "version": __version__, "schema": SCHEMA, "model": service.fingerprint, "tokenizer": tokenizer.card.hash,
+        "vocab_size": tokenizer.vocab_size, "limit": service.limit, "attests": service.attests,
     }  # fmt: skip
 
 
-def tokenizer_files(lm: LanguageModel) -> dict[str, str]:
+def tokenizer_files(tokenizer: TextTokenizer) -> dict[str, str]:
     """The tokenizer as files, base64: what `from_pretrained` needs, and nothing that could be run."""
     with tempfile.TemporaryDirectory() as folder:
-        lm.tokenizer.save(Path(folder))
+        tokenizer.save(Path(folder))
         return {
             name: base64.b64encode((Path(folder) / name).read_bytes()).decode()
             for name in TOKENIZER_FILES

@@ -23,6 +23,7 @@ from fedtandem.serving.asking import Asking, Terms
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.faults import Refusal, too_busy
 from fedtandem.serving.ledger import Ledger
+from fedtandem.serving.logs import log
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.peering import EdgePeers, Peering
 from fedtandem.serving.policies import Policies
@@ -174,6 +175,7 @@ class Device:
                 return None, f"cloud-{outage.reason}"
             raise
         except (Rejected, ModelError) as fault:
+            log("upstream unusable", level=40, tier="device", says=str(fault))
             raise Refusal(
                 502, "the upstream cannot be used by this device; its log says why.", "bad_upstream"
             ) from fault
@@ -289,6 +291,12 @@ def refusal_of_fault(fault: FedtandemError, mode: str) -> Refusal | None:
         return Refusal(status, f"the LLM cannot be asked now ({fault.reason}); mode {mode} needs it. Come back, or "
                                'send on_outage = "degrade" or mode = "local".', "llm_unavailable",
                        headers=headers)  # fmt: skip
+    if isinstance(fault, Rejected):
+        if fault.status == 400:
+            return Refusal(400, fault.said, fault.code)
+        return Refusal(
+            502, "the upstream does not take this device's requests; its log says why.", "bad_upstream"
+        )
     if isinstance(fault, VocabularyMismatch):
         return Refusal(400, str(fault), "vocabulary_mismatch", "mode")
     return None

@@ -170,17 +170,22 @@ class _Visit:
             left = self.began + self._limits.body_timeout_s - time.monotonic()
             message = await asyncio.wait_for(self._receive(), max(0.0, left))
         except TimeoutError:
-            raise Refusal(
-                408, f"the body did not arrive within {self._limits.body_timeout_s:g} s.", "slow"
+            raise self._stopped(
+                408, f"the body did not arrive in {self._limits.body_timeout_s:g} s.", "slow"
             ) from None
         if message["type"] == "http.request":
             self.bytes_in += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self.bytes_in > self._limits.max_body_bytes:
-                raise Refusal(
+                raise self._stopped(
                     413, f"a body may hold at most {self._limits.max_body_bytes} bytes.", "body_too_large"
                 )
         return message
+
+    def _stopped(self, status: int, message: str, code: str) -> Refusal:
+        """A refusal in the middle of a body: it is what goes out, whatever the routes make of the break."""
+        self._refusal = Refusal(status, message, code)
+        return self._refusal
 
     async def send(self, message: Message) -> None:
         """Pass a part of the response on."""

@@ -4,7 +4,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedtandem.errors import DataError, FedtandemError, InvalidMessage, ModelError, VocabularyMismatch
+from fedtandem.errors import (
+    DataError,
+    FedtandemError,
+    InvalidMessage,
+    ModelError,
+    NetworkError,
+    VocabularyMismatch,
+)
 from fedtandem.serving.batching import Overloaded
 from fedtandem.serving.sessions import UnknownPrefix
 
@@ -63,6 +70,9 @@ def refusal_of(fault: FedtandemError) -> Refusal:
         )
     if isinstance(fault, DataError):
         return Refusal(400, str(fault), "bad_request")
+    if isinstance(fault, NetworkError):
+        return Refusal(503, "the model behind this service does not answer now.", "model_unreachable",
+                       headers={"Retry-After": "2"})  # fmt: skip
     if isinstance(fault, ModelError):
         return Refusal(500, "the model failed on this text; the service's log says how.", "model_error")
     return Refusal(500, "the service failed on this request; its log says how.", "internal_error")

@@ -37,11 +37,7 @@ class Listening:
 
     def __init__(self, tier: Tier, config: ServeConfig) -> None:
         self.tier = tier
-        self._socket = bound(tier.host, tier.port)
-        port = self._socket.getsockname()[1]
         security, limits = config.security, config.limits
-        host = f"[{tier.host}]" if ":" in tier.host else tier.host
-        self.url = f"{'https' if security.certificate else 'http'}://{host}:{port}"
         settings = uvicorn.Config(
             tier.app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
@@ -54,6 +50,10 @@ class Listening:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
         self.server = _Server(settings)
+        self._socket = bound(tier.host, tier.port)
+        host = f"[{tier.host}]" if ":" in tier.host else tier.host
+        scheme = "https" if security.certificate else "http"
+        self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
 
     async def serve(self) -> None:
         """Until told to end; then lets go of what the tier held."""

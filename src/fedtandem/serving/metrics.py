@@ -38,11 +38,13 @@ class CloudMetrics(Metrics):
         self.tokens = self._counter("route_tokens_total", "Tokens by who decided them.", "tier")
         self.drafts = self._counter("drafts_total", "Drafts judged, by outcome.", "outcome")
         self.cost = self._counter("cloud_cost_total", "Forward passes of the LLM.")
-        self.sessions = self._gauge("sessions", "Answers whose text is remembered.")
-        self.cache_bytes = self._gauge("prefix_cache_bytes", "Keys and values kept.")
-        self.evicted = self._gauge("prefix_cache_evicted", "Prefixes forgotten for want of room, ever.")
-        self.waiting = self._gauge("verify_waiting", "Verifications that wait for a pass.")
-        self.batch = self._gauge("verify_per_pass", "Verifications per forward pass, mean so far.")
+        self.gauges = {
+            "sessions": self._gauge("sessions", "Answers whose text is remembered."),
+            "cache_bytes": self._gauge("prefix_cache_bytes", "Keys and values kept."),
+            "evicted": self._gauge("prefix_cache_evicted", "Prefixes forgotten for want of room, ever."),
+            "waiting": self._gauge("verify_waiting", "Verifications that wait for a pass."),
+            "batch": self._gauge("verify_per_pass", "Verifications per forward pass, mean so far."),
+        }
 
 
 class EdgeMetrics(Metrics):

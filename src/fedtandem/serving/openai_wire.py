@@ -122,9 +122,11 @@ class EmbeddingRequest(_Strict):
         | Annotated[
             list[Annotated[str, Field(min_length=1, max_length=1 << 16)]], Field(min_length=1, max_length=256)
         ]
-        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=8192)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=8192)]
         | Annotated[
-            list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=8192)]],
+            list[
+                Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=8192)]
+            ],
             Field(min_length=1, max_length=256),
         ]
     )

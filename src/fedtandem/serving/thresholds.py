@@ -13,7 +13,7 @@ from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.federation.local import LocalCarrier
 from fedtandem.inference.policy import Policy, policy_from_json, policy_to_json
-from fedtandem.inference.threshold import Goal
+from fedtandem.inference.threshold import MIN_AUDITS, Goal
 from fedtandem.serving.faults import Refusal
 
 MEASURE = "expected"
@@ -90,6 +90,8 @@ class Thresholds:
             calibration = run_fedhlm(LocalCarrier({self._cluster: edge}), settings, self._policy)
         except (QuorumError, ConfigError):
             return  # nothing labelled yet: the last policy stands
+        if float(calibration.table.labelled.sum()) < MIN_AUDITS:
+            return  # a threshold from a handful of tokens is chance
         policy = make_policy(calibration, settings, measure=MEASURE, feedback="agreement")
         self._text = policy_to_json(policy)
         self._policy = policy_from_json(self._text, "the new policy")

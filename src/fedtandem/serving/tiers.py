@@ -13,13 +13,16 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from fedtandem.config.serve import LOOPBACK, SecurityConfig, ServeConfig
+from fedtandem.config.serve import LOOPBACK, CloudConfig, SecurityConfig, ServeConfig
 from fedtandem.errors import ConfigError
 from fedtandem.inference.policy import read_policy
+from fedtandem.models.endpoint import Endpoint
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.models.load import ModelSpec, load_model
+from fedtandem.models.load import ModelSpec, load_model, locate
+from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.cloud import cloud_app
+from fedtandem.serving.comparing import CompareService
 from fedtandem.serving.device import Device
 from fedtandem.serving.device_app import device_app
 from fedtandem.serving.edge import EdgeState, edge_app
@@ -70,21 +73,26 @@ def build_cloud(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
     """
     own = config.cloud
     keyring = _keyring(config, own.host)
+    service = (
+        _comparing(own)
+        if own.endpoint is not None
+        else _verifying(own, attest_key or _attest_key(config.security))
+    )
+    app = cloud_app(service, keyring=keyring, limits=config.limits, metrics=CloudMetrics())
+    return Tier("cloud", own.host, own.port, app, f"verifies with {service.fingerprint}", service.close)
+
+
+def _verifying(own: CloudConfig, attest_key: bytes | None) -> VerifyService:
     lm = _load(own.model)
     reader = lm.session_reader(own.cache_mb * MIB)
     batcher = Batcher(reader, max_batch=own.max_batch, max_waiting=own.max_waiting, name="llm")
-    service = VerifyService(
-        lm, batcher, Sessions(own.max_sessions), attest_key=attest_key or _attest_key(config.security)
-    )
-    app = cloud_app(service, keyring=keyring, limits=config.limits, metrics=CloudMetrics())
-    return Tier(
-        "cloud",
-        own.host,
-        own.port,
-        app,
-        f"verifies with {service.fingerprint}",
-        partial(asyncio.to_thread, batcher.close),
-    )
+    return VerifyService(lm, batcher, Sessions(own.max_sessions), attest_key=attest_key)
+
+
+def _comparing(own: CloudConfig) -> CompareService:
+    tokenizer = TextTokenizer.from_pretrained(locate(str(own.tokenizer)))
+    endpoint = Endpoint.from_environment(own.endpoint, own.endpoint_model, attempts=2, backoff_s=0.2)
+    return CompareService(endpoint, tokenizer, Sessions(own.max_sessions))
 
 
 def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:

@@ -41,7 +41,16 @@ class Outage(NetworkError):
 
 
 class Rejected(NetworkError):
-    """The upstream will not take this request; asking again is of no use."""
+    """The upstream will not take this request; asking again is of no use.
+
+    Attributes:
+        status, code: of its refusal.
+        said: its own words.
+    """
+
+    def __init__(self, reply: httpx.Response) -> None:
+        self.status, self.code, self.said = reply.status_code, _code(reply), _said(reply)
+        super().__init__(f"the upstream refuses with HTTP {self.status} ({self.code}): {self.said}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class Upstream:
             raise UnknownPrefix("the upstream asks for the whole text.")
         if reply.status_code == 429:
             raise Outage("busy", _retry_after(reply))
-        raise Rejected(f"the upstream refuses with HTTP {reply.status_code} ({code}).")
+        raise Rejected(reply)
 
     def post(self, path: str, body: bytes, deadline_s: float, headers: dict[str, str]) -> httpx.Response:
         """Send, with one hedged second try; any reply below 500 counts.
@@ -230,7 +239,7 @@ class Upstream:
     def _json(self, path: str) -> dict[str, Any]:
         reply = self.get(path)
         if reply.status_code != 200:
-            raise Rejected(f"the upstream refuses {path} with HTTP {reply.status_code} ({_code(reply)}).")
+            raise Rejected(reply)
         try:
             value = reply.json()
         except ValueError as error:
@@ -260,6 +269,13 @@ def _code(reply: httpx.Response) -> str:
         return str(reply.json()["error"]["code"])[:60]
     except (KeyError, TypeError, ValueError):
         return "no code"
+
+
+def _said(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["message"])[:300]
+    except (KeyError, TypeError, ValueError):
+        return "no message"
 
 
 def _retry_after(reply: httpx.Response) -> float:

@@ -19,6 +19,7 @@ from fedtandem.inference.uplink import pack_ids
 from fedtandem.inference.verify import Verdict
 from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
+from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.sessions import Key, Sessions
 from fedtandem.serving.tenants import tenant_key
@@ -53,6 +54,31 @@ class VerifyService:
         self.fingerprint = fingerprint(lm.name, lm.model, lm.tokenizer.card.hash)
         self._attest_key, self._now_s = attest_key, now_s
         self._running: dict[Key, tuple[bytes, asyncio.Task[bytes]]] = {}
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The LLM's."""
+        return self.lm.tokenizer
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens its context holds."""
+        return self.batcher.reader.limit
+
+    async def close(self) -> None:
+        """Finish what waits and let the thread go."""
+        await asyncio.to_thread(self.batcher.close)
+
+    def gauges(self) -> dict[str, float]:
+        """For the metrics."""
+        reader = self.batcher.reader
+        return {
+            "sessions": len(self.sessions),
+            "cache_bytes": reader.held_bytes,
+            "evicted": reader.evicted,
+            "waiting": self.batcher.waiting,
+            "batch": self.batcher.jobs / max(1, self.batcher.passes),
+        }
 
     @property
     def attests(self) -> bool:
