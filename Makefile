@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 
-.PHONY: announce setup demo demo-serve test test-oldest check bench lock clean
+.PHONY: announce setup demo demo-serve test test-browser test-oldest check bench lock clean
 
 setup: $(STAMP)
 	@:
@@ -30,7 +30,11 @@ demo-serve: announce setup
 test: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not browser"
+
+# The device's page in Chromium; installs what is missing where it may, says SKIPPED where it cannot.
+test-browser: setup
+	@.ci/browser
 
 # The fast tests with the lowest versions that pyproject.toml allows.
 test-oldest:
@@ -41,7 +45,7 @@ check: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -q tests/test_import_arrows.py tests/test_readme.py
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not browser"
 
 bench: setup
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

@@ -21,6 +21,7 @@ from fedtandem.errors import ConfigError, DataError, FedtandemError, ModelError
 from fedtandem.inference import drafting
 from fedtandem.inference.decode import Decoded, DecodeSettings, decode
 from fedtandem.inference.peer_tokens import Known
+from fedtandem.inference.row import Source
 from fedtandem.inference.shared_noise import gumbel_noise
 
 Law = dict[tuple[int, ...], float]
@@ -387,10 +388,12 @@ def test_counts_add_up_and_chunks_make_up_the_answer(
     q, p = Table(seed), Table(seed + 1)
     shown: list[list[int]] = [[], []]
     passes_before_first: list[int] = []
+    sources: list[Source] = []
 
-    def show(row: int, tokens: list[int]) -> None:
+    def show(row: int, tokens: list[int], of: Sequence[Source]) -> None:
         passes_before_first.append(p.calls)
         shown[row] += tokens
+        sources.extend(of)
 
     answers = decode(
         q, p, [PROMPT] * 2,
@@ -398,6 +401,15 @@ def test_counts_add_up_and_chunks_make_up_the_answer(
         eos_id=EOS, uncertainty=doubt, beta_upper=lambda u: min(1.0, u), on_commit=show,
     )  # fmt: skip
     assert shown == [answer.ids for answer in answers]
+    counted = Counter(source.tier for source in sources)
+    for tier, name in (
+        ("kept", "kept"),
+        ("accepted", "accepted"),
+        ("corrected", "corrected"),
+        ("llm", "own"),
+    ):
+        assert counted[tier] == sum(getattr(answer.record, name) for answer in answers)
+    assert all(source.u is not None and source.u <= tau for source in sources if source.tier == "kept")
     if mode == "exact":
         assert min(passes_before_first) >= 1  # nothing is shown before the LLM has read it
     for answer in answers:

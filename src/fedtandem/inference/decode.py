@@ -68,7 +68,7 @@ def decode(
         peers: what the LLM wrote for others. `settings.peer` says how it is used: as drafts, tried before the SLM's
             (mode `exact`; the law stays the LLM's whatever they say), or as answers to uncertain tokens (`fedhlm`).
             Finished answers are handed to it.
-        on_commit: called with (prompt, its new tokens) as soon as they are final; True ends the answer.
+        on_commit: called with (prompt, its new tokens, their sources) as soon as they are final; True ends the answer.
         on_audit: called with (prompt, u, error) of every kept token that is measured: what upper bounds are made of.
         prompt_bytes: size of each prompt on the wire; 4 B per token by default.
         spell: bytes of a token, where the client does not know the LLM's ids: its tokens then travel as bytes.
@@ -139,7 +139,7 @@ def decode(
                 if settings.audit == "all" and verifier is not None:
                     verifier.audit_the_rest(row)
                 if peers is not None:
-                    peers.learn(row.index, row.written, row.resolved)
+                    peers.learn(row.index, row.written, [source.is_resolved for source in row.sources])
                 for model in (drafter, verifier):
                     if model is not None:
                         model.forget(row.index)

@@ -12,7 +12,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.inference.choice import Choice, checked_logits
 from fedtandem.inference.peer_tokens import Peers
 from fedtandem.inference.routing import is_sent
-from fedtandem.inference.row import Row
+from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uncertainty import top_logits
 from fedtandem.inference.uplink import SCALAR_BITS, SPARSE_BITS, Draft, SparseLaw, sparse_law
@@ -138,14 +138,14 @@ class TokenDrafter:
             ):
                 self._keep(row, scores, u, bound)
                 return
-        if self._peers is not None and not row.pending and self._takes_answer(row, self._peers):
+        if self._peers is not None and not row.pending and self._takes_answer(row, self._peers, u):
             return
         draft = replace(self._drawn(row, scores), u=u)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
         row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)
 
-    def _takes_answer(self, row: Row, peers: Peers) -> bool:
+    def _takes_answer(self, row: Row, peers: Peers, u: float) -> bool:
         """Show the token that the LLM wrote in this place for a peer, if it did."""
         known = peers.known(row.index, row.written)
         if known is None or not known.resolved[0]:
@@ -153,7 +153,7 @@ class TokenDrafter:
         row.record.peer += 1
         if self._settings.uplink == "greedy" and self._settings.audit != "none":
             row.unaudited.append((len(row.written), None, 0.0))
-        row.commit([known.tokens[0]], resolved=False)
+        row.commit([known.tokens[0]], [Source("peer", u)])
         return True
 
     def _drawn(self, row: Row, scores: Tensor) -> Draft:
@@ -176,7 +176,7 @@ class TokenDrafter:
         row.record.kept += 1
         if self._is_audited(row, len(scores)):
             row.unaudited.append((len(row.written), scores.softmax(dim=-1), u))
-        row.commit([token], resolved=False)
+        row.commit([token], [Source("kept", u)])
 
     def _is_audited(self, row: Row, vocab_size: int) -> bool:
         audit = "none" if self._settings.mode == "local" else self._settings.audit

@@ -22,7 +22,7 @@ from fedtandem.inference.decode import Decoded, decode
 from fedtandem.inference.drafting import Drafter, NextTokenModel, Uncertainty
 from fedtandem.inference.peer_tokens import Peers, PeerSource
 from fedtandem.inference.record import Record
-from fedtandem.inference.row import OnCommit
+from fedtandem.inference.row import OnCommit, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.verify import Verifier
 
@@ -116,7 +116,8 @@ def generate(
         peers: answers of the target to prompts of others; `settings.peer` says how they are used. What the target
             resolves here is added, batch by batch.
         on_text: called with (prompt, new text); its chunks make up each answer, and none is ever taken back.
-        on_tokens: called with (prompt, new tokens of the writing model) before `on_text`; True ends that answer.
+        on_tokens: called with (prompt, new tokens of the writing model, their sources) before `on_text`; True ends
+            that answer.
         on_audit: as in `decode`.
 
     Returns:
@@ -149,9 +150,13 @@ def generate(
         batch = _Batch(draft, target, writer, chosen, crossing, chat_template)
 
         def show(
-            row: int, tokens: list[int], start: int = start, streams: list[TextStream] = streams
+            row: int,
+            tokens: list[int],
+            sources: Sequence[Source],
+            start: int = start,
+            streams: list[TextStream] = streams,
         ) -> bool | None:
-            ends = None if on_tokens is None else on_tokens(start + row, tokens)
+            ends = None if on_tokens is None else on_tokens(start + row, tokens, sources)
             chunk = streams[row].add(spell(writer.tokenizer.card, tokens))
             if on_text is not None and chunk:
                 on_text(start + row, chunk)

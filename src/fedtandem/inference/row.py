@@ -1,15 +1,39 @@
 """One answer while it is being written: what stands, what is pending, what the server knows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from fedtandem.inference.record import Record
 from fedtandem.inference.uplink import Draft
 
-OnCommit = Callable[[int, list[int]], bool | None]
-"""(prompt, its new tokens), as soon as they are final; True ends the answer there."""
+Tier = Literal["kept", "accepted", "llm", "corrected", "peer", "degraded"]
+"""Who a token is of: the SLM, shown unseen or verified; the LLM, of its own or in place of a draft; a peer; the SLM,
+since the LLM that was asked for did not answer."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a token comes from.
+
+    Attributes:
+        tier: whose it is.
+        u: how unsure the SLM was in its place; None where it was not asked.
+    """
+
+    tier: Tier
+    u: float | None = None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the LLM wrote or verified it in this answer."""
+        return self.tier in ("accepted", "llm", "corrected")
+
+
+OnCommit = Callable[[int, list[int], Sequence[Source]], bool | None]
+"""(prompt, its new tokens, where each comes from), as soon as they are final; True ends the answer there."""
 
 
 @dataclass
@@ -33,8 +57,8 @@ class Row:
     """Size of the pending block on the wire, where its drafter sends something else than ids."""
     spell: Callable[[int], bytes] | None = None
     """Bytes of a token, where the client does not know the LLM's ids and answers travel as text."""
-    resolved: list[bool] = field(default_factory=list)
-    """Of each token of `written`: whether the LLM wrote or verified it."""
+    sources: list[Source] = field(default_factory=list)
+    """Of each token of `written`."""
     unaudited: list[tuple[int, Tensor | None, float]] = field(default_factory=list)
     """(place in `written`, draft law (V,) float32 or None for a peer's token, u) of tokens shown before the LLM's law
     in their place was seen."""
@@ -53,15 +77,11 @@ class Row:
         """The whole text with what is pending."""
         return [*self.prompt, *self.written, *(draft.token for draft in self.pending)]
 
-    def commit(self, tokens: list[int], *, resolved: bool) -> None:
-        """Write tokens that nothing will take back, and show them.
-
-        Args:
-            resolved: whether the LLM wrote or verified them.
-        """
+    def commit(self, tokens: list[int], sources: Sequence[Source]) -> None:
+        """Write tokens that nothing will take back, and show them."""
         self.written += tokens
-        self.resolved += [resolved] * len(tokens)
+        self.sources += sources
         self.record.tokens = len(self.written)
         self.is_done = tokens[-1] == self.eos_id or len(self.written) >= self.limit
-        if self.on_commit is not None and self.on_commit(self.index, tokens):
+        if self.on_commit is not None and self.on_commit(self.index, tokens, sources):
             self.is_done = True

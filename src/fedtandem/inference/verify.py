@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedtandem.inference.choice import NEAR_TIE, Choice, checked_logits
 from fedtandem.inference.drafting import NextTokenModel
-from fedtandem.inference.row import Row
+from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.speculative import accept_probability, residual_law
 from fedtandem.inference.uplink import (
@@ -163,8 +163,16 @@ def settle(row: Row, verdict: Verdict) -> None:
     if verdict.near_ties and record.first_near_tie is None:
         record.first_near_tie = verdict.near_ties[0]
     row.pending, row.draft_ends, row.block_bytes = [], False, None
-    row.commit(verdict.tokens, resolved=True)
+    row.commit(verdict.tokens, _sources(pending, verdict))
     row.told = len(row.written)
+
+
+def _sources(pending: Sequence[Draft], verdict: Verdict) -> list[Source]:
+    """Of a verdict's tokens; those of the LLM's that follow its first one were drafted by nobody."""
+    sources = [Source("accepted", draft.u) for draft in pending[: verdict.accepted]]
+    for draft in pending[verdict.accepted : verdict.accepted + 1]:
+        sources.append(Source("corrected", draft.u))
+    return [*sources, *[Source("llm")] * (len(verdict.tokens) - len(sources))][: len(verdict.tokens)]
 
 
 def _count_downlink(row: Row, verdict: Verdict, settings: DecodeSettings) -> None:

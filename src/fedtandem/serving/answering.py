@@ -16,6 +16,7 @@ from fedtandem.inference.generate import TextStream, generate
 from fedtandem.inference.judging import token_log_probs
 from fedtandem.inference.peer_tokens import PeerSource
 from fedtandem.inference.record import Record
+from fedtandem.inference.row import Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.asking import Asking, Said
@@ -136,13 +137,13 @@ class Token:
 
     Attributes:
         spelled: its bytes; empty for a mark.
-        tier: slm (kept or accepted), llm or degraded.
+        source: whose it is.
         log_prob: in nats.
         top: alternatives, (bytes, log-probability) each.
     """
 
     spelled: bytes
-    tier: str
+    source: Source
     log_prob: float = UNKNOWN_LOG_PROB
     top: tuple[tuple[bytes, float], ...] = ()
 
@@ -235,10 +236,10 @@ class Writer:
         prompt_ids = writer.tokenizer.encode_prompt("")
         n_written, first_s, saw_eos, is_late = 0, 0.0, False, False
 
-        def commit(_: int, ids: list[int]) -> bool:
+        def commit(_: int, ids: list[int], sources: Sequence[Source]) -> bool:
             nonlocal n_written, first_s, saw_eos, is_late
             first_s = first_s or time.monotonic() - began
-            tokens = self._tokens(card, ids, len(prompt_ids) + n_written)
+            tokens = self._tokens(card, ids, sources, len(prompt_ids) + n_written)
             n_written += len(ids)
             saw_eos = ids[-1] == eos_id
             shown, spelled = [], b""
@@ -284,22 +285,28 @@ class Writer:
         if self.on_audit is not None:
             self.on_audit(u, error)
 
-    def _tokens(self, card: VocabularyCard, ids: list[int], place: int) -> list[Token]:
+    def _tokens(
+        self, card: VocabularyCard, ids: list[int], sources: Sequence[Source], place: int
+    ) -> list[Token]:
         """The tokens of one commit with what is known of them."""
         said = None if self.large is None else self.large.asking.said
         spelled = [card.token_bytes[i] or b"" for i in ids]
         if said is not None and len(said.log_probs) and self.small is not None:
             self.small.rows.laws.clear()
         if said is None or not len(said.log_probs):
-            tiers = ["slm"] * len(ids) if said is None else said.tier
-            return self._own_tokens(card, ids, spelled, tiers, place)
+            return self._own_tokens(card, ids, spelled, sources, place)
         return [
-            Token(spelled[i], said.tier[i], float(said.log_probs[i]), _alternatives(card, said, i, len(ids)))
+            Token(spelled[i], sources[i], float(said.log_probs[i]), _alternatives(card, said, i, len(ids)))
             for i in range(len(ids))
         ]
 
     def _own_tokens(
-        self, card: VocabularyCard, ids: list[int], spelled: list[bytes], tiers: list[str], place: int
+        self,
+        card: VocabularyCard,
+        ids: list[int],
+        spelled: list[bytes],
+        sources: Sequence[Source],
+        place: int,
     ) -> list[Token]:
         """Tokens that only the SLM has seen; a law is known where it speaks the writer's tokens."""
         laws = {} if self.small is None else self.small.rows.laws
@@ -308,13 +315,13 @@ class Writer:
         for i, token_id in enumerate(ids):
             law = laws.get(place + i) if is_shared and self.top >= 0 else None
             if law is None:
-                tokens.append(Token(spelled[i], tiers[i]))
+                tokens.append(Token(spelled[i], sources[i]))
                 continue
             own, top_ids, top = token_log_probs(law[None], [token_id], self.top)
             others = tuple(
                 (card.token_bytes[j] or b"", float(v)) for j, v in zip(top_ids.tolist(), top, strict=True)
             )
-            tokens.append(Token(spelled[i], tiers[i], float(own[0]), others))
+            tokens.append(Token(spelled[i], sources[i], float(own[0]), others))
         laws.clear()
         return tokens
 

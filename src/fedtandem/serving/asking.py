@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.exchange.verification import EMPTY, MAX_MORE, VerifyReply, VerifyRequest, decoding_of, hash_of
-from fedtandem.inference.row import Row
+from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import pack_block
 from fedtandem.inference.verify import Verdict, settle
@@ -51,11 +51,9 @@ class Said:
     """What is known of tokens beyond their ids, as the last verdict told it; read at their commit.
 
     Attributes:
-        tier: who decided them: llm, slm or degraded; per token.
         log_probs, top_ids, top_log_probs: as in `VerifyReply`; empty without.
     """
 
-    tier: list[str]
     log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     top_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     top_log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -193,8 +191,7 @@ class Asking:
         tokens = reply.tokens.tolist()
         pending = list(row.pending)
         self._hear(row, reply)
-        tier = ["slm"] * reply.accepted + ["llm"] * (len(tokens) - reply.accepted)
-        self.said = Said(tier, reply.log_probs, reply.top_ids, reply.top_log_probs)
+        self.said = Said(reply.log_probs, reply.top_ids, reply.top_log_probs)
         self._n_verified += len(tokens)
         row.record.llm_passes += reply.passes - 1
         row.record.own += max(0, len(tokens) - reply.accepted - 1)
@@ -220,16 +217,14 @@ class Asking:
     def _go_alone(self, row: Row, reason: str) -> None:
         """The drafts stand as they are: nothing is lost, nothing comes twice, and it is said."""
         self.degraded = self.degraded or reason
-        tokens = [draft.token for draft in row.pending]
+        tokens, doubts = [draft.token for draft in row.pending], [draft.u for draft in row.pending]
         row.pending, row.draft_ends, row.block_bytes, row.unaudited = [], False, None, []
         if not tokens:
             row.is_done = True  # half a character of the LLM's, or no room: the SLM cannot go on from here
             return
         self.degraded_tokens += len(tokens)
         row.record.kept += len(tokens)
-        self.said = Said(["degraded"] * len(tokens))
-        row.commit(tokens, resolved=False)
-        self.said = None
+        row.commit(tokens, [Source("degraded", u) for u in doubts])
 
 
 def _audits(row: Row, n_new: int) -> int:

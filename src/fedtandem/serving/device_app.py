@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fedtandem.config.serve import LimitsConfig
 from fedtandem.errors import ModelError
 from fedtandem.serving.answering import Prompt
+from fedtandem.serving.browser import add_page
 from fedtandem.serving.device import Device, readiness
 from fedtandem.serving.embedding import embedded
 from fedtandem.serving.faults import Refusal
@@ -44,6 +45,7 @@ def device_app(device: Device, *, keyring: Keyring, limits: LimitsConfig, metric
     app = new_app(
         "device", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
+    add_page(app)
     if device.peering is not None:
         device.peering.outcomes = lambda outcome: metrics.lookups.labels(outcome).inc()
     name = device.config.served_name

@@ -15,8 +15,8 @@ from fedtandem.serving.keys import Caller, Keyring
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import Metrics
 
-OPEN = frozenset({"/healthz", "/readyz"})
-"""Asked by who watches over processes, without a key; they tell nothing."""
+OPEN = frozenset({"/healthz", "/readyz", "/", "/page.css", "/page.js"})
+"""Asked by who watches over processes and by browsers, without a key; they tell nothing."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAX_BUCKETS = 10_000
 

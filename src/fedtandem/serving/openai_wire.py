@@ -77,6 +77,8 @@ class _Sampling(_Strict):
     """fedtandem: nothing leaves the device."""
     on_outage: Literal["error", "stall", "degrade"] | None = None
     """fedtandem: what happens without the LLM."""
+    trace: bool | None = None
+    """fedtandem: whether whose each token is, u and τ are told."""
 
     @property
     def stops(self) -> list[str]:

@@ -1,15 +1,17 @@
 """One exchange with an OpenAI client, from the plan to the last byte; whole or streamed."""
 
 import asyncio
+import codecs
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from fedtandem.errors import FedtandemError
+from fedtandem.inference.row import Tier
 from fedtandem.serving.answering import Answer, Piece, Prompt, Token
 from fedtandem.serving.device import Device, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
@@ -20,6 +22,11 @@ from fedtandem.serving.shell import tell
 from fedtandem.serving.words import ChatWords, CompletionWords
 
 DONE = b"data: [DONE]\n\n"
+TRACED: Mapping[Tier, str] = {
+    "kept": "slm", "accepted": "slm-verified", "peer": "peer", "llm": "llm", "corrected": "llm-corrected",
+    "degraded": "degraded",
+}  # fmt: skip
+"""Whose a token is, in the words of `trace`."""
 
 
 class Exchange:
@@ -41,6 +48,7 @@ class Exchange:
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
         self._created = int(time.time())
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     async def answer(self, prompt: Prompt, top: int) -> Response:
         """Whole or streamed."""
@@ -59,7 +67,8 @@ class Exchange:
         assert isinstance(event, Answer)
         self._count(event)
         choice = self._words.whole(text, [token.as_dict() for token in tokens], event.finish)
-        body_json = self._object([choice], self._words.kind, _usage(event), _account(event))
+        account = _account(event) | ({"tokens": self._traced(tokens)} if self._asked.trace else {})
+        body_json = self._object([choice], self._words.kind, _usage(event), account)
         return JSONResponse(body_json, headers=self._headers(event))
 
     def _work(self, prompt: Prompt, top: int) -> Answer:
@@ -121,7 +130,9 @@ class Exchange:
                 yield chunk([opening])
             event = first
             while isinstance(event, Piece):
-                yield chunk([self._words.part(event.text, [token.as_dict() for token in event.tokens])])
+                choice = self._words.part(event.text, [token.as_dict() for token in event.tokens])
+                told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
+                yield chunk([choice], **told)
                 event = await self._next()
             self._count(event)
             yield chunk([self._words.last(event.finish)], fedtandem=_account(event))
@@ -137,6 +148,17 @@ class Exchange:
             yield _event(refusal.body())  # what was shown stands; the stream ends without [DONE]
         finally:
             self._cancel()
+
+    def _traced(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """Per token its text (whole characters only), whose it is, u and τ: what a page colours."""
+        tau = 0.0 if self._plan is None else self._plan.tau
+        return [
+            {
+                "text": self._characters.decode(token.spelled), "tier": TRACED[token.source.tier],
+                "u": token.source.u, "tau": tau,
+            }
+            for token in tokens
+        ]  # fmt: skip
 
     def _object(
         self, choices: list[dict[str, Any]], kind: str, usage: Any = None, account: Any = None
