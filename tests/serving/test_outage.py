@@ -235,3 +235,15 @@ def test_ending_finishes_the_streams_that_are_open(lab) -> None:
     )
     assert text == ANSWER
     assert rest[-1] == "data: [DONE]"
+
+
+def test_without_its_edge_a_device_asks_the_cloud_itself(lab) -> None:
+    config = lab.config()
+    with lab.Running([lambda _: build_cloud(config)], config) as one:
+        table = {"upstream": "http://127.0.0.1:9", "fallback": one.urls["cloud"]}
+        with lab.Running([lambda _: build_device(lab.config(device=table))], config) as two:
+            for _ in range(8):  # also once the breaker of the edge is open
+                reply = ask(two.urls["device"], peer="draft")
+                assert text_of(reply) == ANSWER
+                assert reply.headers["x-degraded"] == "none"
+            assert "breaker_state 2.0" in httpx.get(f"{two.urls['device']}/metrics").text
