@@ -140,6 +140,12 @@ def test_a_stream_that_loses_the_llm_declares_it_at_its_end(url: str, cloud: Unr
     assert chunks[-1]["fedtandem"]["degraded"].startswith("cloud-")
 
 
+def test_a_stream_that_begins_without_the_llm_says_so_in_its_headers(url: str, cloud: Unreliable) -> None:
+    cloud.fails(0, 99, 503)
+    reply = ask(url, stream=True, on_outage="degrade")
+    assert reply.headers["x-degraded"].startswith("cloud-")
+
+
 def test_an_exact_stream_ends_with_an_error_and_what_it_showed_stands(url: str, cloud: Unreliable) -> None:
     cloud.fails(1, 99, 503)
     reply = ask(url, stream=True)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,7 @@ class Writer:
         stops: stop sequences.
         top: log-probabilities per token, -1 for none.
         ends_s: monotonic time at which it must be over.
+        cancelled: set where nobody waits for the answer any more.
         emit: called with every piece, in this thread.
         on_audit: (u, error) of kept tokens that were measured.
         propose: as in `generate`.
@@ -212,11 +213,11 @@ class Writer:
     stops: Sequence[str]
     top: int
     ends_s: float
+    cancelled: threading.Event
     emit: Callable[[Piece], None]
     beta_upper: Callable[[float], float] | None = None
     on_audit: Callable[[float, float], None] | None = None
     propose: Callable[[int, str], str] | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
 
     def write(self) -> Answer:
         """Write it.

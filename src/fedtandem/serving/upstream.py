@@ -181,7 +181,7 @@ class Upstream:
             return reply.content
         code = _code(reply)
         if reply.status_code == 409:
-            if code == "tokenizer_mismatch":
+            if code == "another_model":
                 self.forget_model()
                 raise Outage("model-changed")
             raise UnknownPrefix("the upstream asks for the whole text.")
