@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.verification import EMPTY, VerifyReply, VerifyRequest, hash_of
 from fedtandem.inference.uplink import Draft, pack_block
+from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.serving.tiers import build_cloud
@@ -39,6 +40,12 @@ def answer() -> list[int]:
     return ids.tolist()
 
 
+@cache
+def fingerprint_of() -> str:
+    lm = llm()
+    return fingerprint(lm.name, lm.model, lm.tokenizer.card.hash)
+
+
 def request(
     session: str,
     ids: list[int],
@@ -50,7 +57,7 @@ def request(
     **more: object,
 ) -> VerifyRequest:
     made = VerifyRequest(
-        session=session, tokenizer=llm().tokenizer.card.hash, base=base,
+        session=session, model=fingerprint_of(), tokenizer=llm().tokenizer.card.hash, base=base,
         known=hash_of(ids[:base]) if base else "", place=place, room=room, uplink="greedy", temperature=1.0, seed=0,
         top_k=30, top=-1, more=0, audits=0, scope="", new_ids=np.array(ids[base:], np.int32),
         block=pack_block([Draft(i) for i in drafts], llm().tokenizer.vocab_size), embedding=EMPTY,
@@ -162,12 +169,13 @@ def test_log_probabilities_come_where_they_are_asked_for(cloud: str) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
-        ({"tokenizer": "another"}, 409, "tokenizer_mismatch"),
+        ({"tokenizer": "another"}, 409, "another_model"),
+        ({"model": "another"}, 409, "another_model"),
         ({"new_ids": np.array([9999], np.int32)}, 400, "bad_request"),
         ({"new_ids": np.array([5] * 513, np.int32)}, 400, "bad_request"),
         ({"block": b"\x02\x01abc"}, 400, "bad_frame"),
         ({"room": 1, "block": pack_block([Draft(5)], 279)}, 400, "bad_request"),
-        ({"uplink": "sparse", "block": pack_block([Draft(5)], 279)}, 400, "bad_frame"),
+        ({"block": b"\x01\x01\x05\0\0\0\xff\xff"}, 400, "bad_frame"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(cloud: str, change: dict, status: int, code: str) -> None:
@@ -204,7 +212,7 @@ fields = st.fixed_dictionaries(
 @given(values=fields)
 def test_a_request_unpacks_to_what_was_packed(values: dict) -> None:
     asked = VerifyRequest(
-        session="s", tokenizer="t", base=0, known="", uplink="sparse", top_k=30, audits=0, **values
+        session="s", model="m", tokenizer="t", base=0, known="", uplink="sparse", top_k=30, audits=0, **values
     )  # fmt: skip
     again = VerifyRequest.from_bytes(asked.to_bytes())
     assert again.to_bytes() == asked.to_bytes()

@@ -140,6 +140,12 @@ def test_a_stream_that_loses_the_llm_declares_it_at_its_end(url: str, cloud: Unr
     assert chunks[-1]["fedtandem"]["degraded"].startswith("cloud-")
 
 
+def test_a_stream_that_begins_without_the_llm_says_so_in_its_headers(url: str, cloud: Unreliable) -> None:
+    cloud.fails(0, 99, 503)
+    reply = ask(url, stream=True, on_outage="degrade")
+    assert reply.headers["x-degraded"].startswith("cloud-")
+
+
 def test_an_exact_stream_ends_with_an_error_and_what_it_showed_stands(url: str, cloud: Unreliable) -> None:
     cloud.fails(1, 99, 503)
     reply = ask(url, stream=True)
@@ -235,3 +241,15 @@ def test_ending_finishes_the_streams_that_are_open(lab) -> None:
     )
     assert text == ANSWER
     assert rest[-1] == "data: [DONE]"
+
+
+def test_without_its_edge_a_device_asks_the_cloud_itself(lab) -> None:
+    config = lab.config()
+    with lab.Running([lambda _: build_cloud(config)], config) as one:
+        table = {"upstream": "http://127.0.0.1:9", "fallback": one.urls["cloud"]}
+        with lab.Running([lambda _: build_device(lab.config(device=table))], config) as two:
+            for _ in range(8):  # also once the breaker of the edge is open
+                reply = ask(two.urls["device"], peer="draft")
+                assert text_of(reply) == ANSWER
+                assert reply.headers["x-degraded"] == "none"
+            assert "breaker_state 2.0" in httpx.get(f"{two.urls['device']}/metrics").text

@@ -34,6 +34,8 @@ class DeviceConfig(Section):
     """The model's name in the API."""
     upstream: Url | None = "http://127.0.0.1:8802"
     """The edge, or the cloud itself; null: the SLM alone."""
+    fallback: Url | None = None
+    """The cloud's own address, for when the edge is gone: no peers and no new thresholds then, but verification."""
     mode: Literal["exact", "bounded", "fedhlm", "local", "cloud"] = "exact"
     """Where a request names none."""
     eps: float | None = Field(None, gt=0, le=1)

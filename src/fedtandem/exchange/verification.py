@@ -45,7 +45,8 @@ class VerifyRequest:
 
     Attributes:
         session: one answer; the device's choice, unique in its tenant.
-        tokenizer: hash of the LLM's tokenizer, which all ids are of.
+        model: fingerprint of the LLM that is meant.
+        tokenizer: hash of its tokenizer, which all ids are of.
         base, known: how many ids the cloud is said to hold, and their hash; 0 and "" send the whole text.
         place: how many tokens of the answer stand; the noise of the next one is that of this place.
         room: tokens that may still be written; at least 1.
@@ -61,6 +62,7 @@ class VerifyRequest:
     """
 
     session: str
+    model: str
     tokenizer: str
     base: int
     known: str
@@ -100,7 +102,8 @@ class VerifyRequest:
         if uplink not in JUDGED:
             raise read.refuse("uplink", uplink, ", ".join(JUDGED))
         request = cls(
-            session=read.text("session"), tokenizer=read.text("tokenizer"), base=read.integer("base", 0, MAX_IDS),
+            session=read.text("session"), model=read.text("model"), tokenizer=read.text("tokenizer"),
+            base=read.integer("base", 0, MAX_IDS),
             known=read.text("known", empty=True), place=read.integer("place", 0, MAX_IDS),
             room=read.integer("room", 1, MAX_IDS), uplink=uplink, temperature=read.positive("temperature"),
             seed=read.integer("seed", 0, 2**64 - 1), top_k=read.integer("top_k", 1, 1 << 16),

@@ -54,12 +54,13 @@ def drafts_of(block: bytes, uplink: str, top_k: int, vocab_size: int) -> list[Dr
     """`uplink.pack_block` undone, for a verifier that compares or resamples.
 
     Raises:
-        InvalidMessage: no such block, or drafts of another uplink.
+        InvalidMessage: no such block, or laws where the LLM compares with its own choice.
     """
     drafts = []
     for token, came in unpack_block(block, top_k, vocab_size):
         law = came if isinstance(came, SparseLaw) else None
-        if (uplink == "sparse") != (law is not None):
+        # Without a law (a text's tokens, a peer's guess) a draft is compared, whatever the uplink.
+        if came is not None and (law is None or uplink != "sparse"):
             raise InvalidMessage(
                 f"the uplink is {uplink}, but the drafts are of another kind; send them alike."
             )

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -202,6 +202,7 @@ class Writer:
         stops: stop sequences.
         top: log-probabilities per token, -1 for none.
         ends_s: monotonic time at which it must be over.
+        cancelled: set where nobody waits for the answer any more.
         emit: called with every piece, in this thread.
         on_audit: (u, error) of kept tokens that were measured.
         peers: as in `generate`.
@@ -214,11 +215,11 @@ class Writer:
     stops: Sequence[str]
     top: int
     ends_s: float
+    cancelled: threading.Event
     emit: Callable[[Piece], None]
     beta_upper: Callable[[float], float] | None = None
     on_audit: Callable[[float, float], None] | None = None
     peers: PeerSource | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
 
     def write(self) -> Answer:
         """Write it.

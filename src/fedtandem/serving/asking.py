@@ -1,5 +1,6 @@
 """The LLM as the device's decoding loop sees it: each block is judged behind a line that may be slow or down."""
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -75,11 +76,12 @@ class Asking:
         settings: DecodeSettings,
         terms: Terms,
         *,
+        cancelled: threading.Event,
         embed: Callable[[list[int]], npt.NDArray[np.float16]] | None = None,
         on_feedback: Callable[[float, float], None] | None = None,
     ) -> None:
         self._upstream, self._model, self._settings, self._terms = upstream, model, settings, terms
-        self._embed, self._on_feedback = embed, on_feedback
+        self._cancelled, self._embed, self._on_feedback = cancelled, embed, on_feedback
         self._session = uuid.uuid4().hex
         self._told: list[int] = []
         self._n_verified = 0
@@ -158,9 +160,11 @@ class Asking:
                 request = self._request(row, [])
                 deadline_s = self._terms.prompt_deadline_s
             except Outage as outage:
-                if self._terms.on_outage != "stall":
+                if self._terms.on_outage != "stall" or outage.reason == "model-changed":
                     raise
-                time.sleep(min(max(STALL_S, outage.retry_after_s if outage.reason == "busy" else 0.0), left))
+                pause_s = max(STALL_S, outage.retry_after_s if outage.reason == "busy" else 0.0)
+                if self._cancelled.wait(min(pause_s, left)):
+                    raise
 
     def _exchange(self, row: Row, request: VerifyRequest, deadline_s: float) -> VerifyReply:
         body = request.to_bytes()
@@ -179,7 +183,8 @@ class Asking:
         more = min(CHUNK - 1, MAX_MORE, row.limit - len(row.written) - 1) if settings.mode == "cloud" else 0
         embedding = EMPTY if self._embed is None or not terms.scope else self._embed(ids)
         return VerifyRequest(
-            session=self._session, tokenizer=self._model.tokenizer.card.hash, base=len(known),
+            session=self._session, model=self._model.fingerprint, tokenizer=self._model.tokenizer.card.hash,
+            base=len(known),
             known=hash_of(known) if known else "", place=len(row.written), room=row.limit - len(row.written),
             uplink=settings.uplink, temperature=float(settings.temperature), seed=settings.seed % 2**64,
             top_k=settings.top_k, top=terms.top, more=more, audits=_audits(row, len(ids) - len(known)),

@@ -33,7 +33,7 @@ def all_tiers(config: ServeConfig) -> list[Build]:
         return build_edge(config.model_copy(update={"edge": pointed}), attest_key)
 
     def device(urls: dict[str, str]) -> Tier:
-        pointed = config.device.model_copy(update={"upstream": urls["edge"]})
+        pointed = config.device.model_copy(update={"upstream": urls["edge"], "fallback": urls["cloud"]})
         return build_device(config.model_copy(update={"device": pointed}))
 
     return [lambda _: build_cloud(config, attest_key), edge, device]

@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from fedtandem.errors import ConfigError, DataError, VocabularyMismatch
+from fedtandem.errors import ConfigError, DataError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.bridge import spell
 from fedtandem.inference.judging import drafts_of
@@ -19,6 +19,7 @@ from fedtandem.models.endpoint import Endpoint
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.faults import Refusal
 from fedtandem.serving.sessions import Key, Sessions
+from fedtandem.serving.skew import refuse_another_model
 
 HALF = "\ufffd"
 """What a server shows of a character whose last bytes are still to come."""
@@ -61,10 +62,7 @@ class CompareService:
         known = self.sessions.replayed(key, digest)
         if known is not None:
             return known
-        if request.tokenizer != self.tokenizer.card.hash:
-            raise VocabularyMismatch(
-                "the ids are of another tokenizer than this model's; fetch /v1/tokenizer again."
-            )
+        refuse_another_model(request, self.fingerprint, self.tokenizer.card.hash)
         if request.uplink != "greedy":
             raise Refusal(
                 400, "this cloud compares texts: only greedy answers (temperature 0).", "greedy_only"

@@ -18,7 +18,16 @@ from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uncertainty import MEASURES
 from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.serving.answering import Answer, LargeParty, Prompt, SharedRows, SmallParty, Speller, Writer
+from fedtandem.serving.answering import (
+    Answer,
+    LargeParty,
+    Piece,
+    Prompt,
+    SharedRows,
+    SmallParty,
+    Speller,
+    Writer,
+)
 from fedtandem.serving.asking import Asking, Terms
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.faults import Refusal, too_busy
@@ -29,6 +38,29 @@ from fedtandem.serving.peering import EdgePeers, Peering
 from fedtandem.serving.policies import Policies
 from fedtandem.serving.upstream import Outage, Rejected, RemoteModel, Upstream
 
+Asked = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True)
+class Order:
+    """One request as it came in.
+
+    Attributes:
+        request: its fields.
+        prompt: what is to be answered.
+        top: log-probabilities per token, -1 for none.
+        emit: takes every piece of the answer.
+        cancelled: set where nobody waits any more.
+        request_id: for logs.
+    """
+
+    request: Asked
+    prompt: Prompt
+    top: int
+    emit: Callable[[Piece], None]
+    cancelled: threading.Event
+    request_id: str
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,14 +70,14 @@ class Plan:
         mode: that is used.
         tau, tau_reason: threshold in force, and the scope it comes from.
         write: writes the answer; blocks.
-        cancel: have it end early.
+        degraded: why, by now, tokens were written without the LLM; "" if none were.
     """
 
     mode: str
     tau: float
     tau_reason: str
     write: Callable[[], Answer]
-    cancel: threading.Event
+    degraded: Callable[[], str]
 
 
 class Device:
@@ -75,11 +107,15 @@ class Device:
         self.peering = Peering(lm) if upstream is not None else None
         self._threads = ThreadPoolExecutor(config.max_streams, thread_name_prefix="answer")
         self._lock = threading.Lock()
+        self._open: set[threading.Event] = set()
         self.running = 0
         """Answers being written or waiting for a place."""
 
     def close(self) -> None:
-        """Let the threads go; answers were waited for by the server."""
+        """Let the threads go; the server waited for answers as long as it may."""
+        with self._lock:
+            for cancelled in self._open:
+                cancelled.set()
         self._threads.shutdown(wait=True)
         self.batcher.close()
         if self.upstream is not None:
@@ -87,43 +123,40 @@ class Device:
 
     # -- a request becomes a plan ------------------------------------------------------------------------------
 
-    def plan(
-        self,
-        request: ChatRequest | CompletionRequest,
-        prompt: Prompt,
-        top: int,
-        emit: Callable[[Any], None],
-        request_id: str = "",
-    ) -> Plan:
+    def plan(self, order: Order) -> Plan:
         """What is to be done. May ask the upstream what it is: not for the event loop.
 
         Raises:
             Refusal: it cannot be done as asked.
             Outage: the LLM is needed, and nobody says what it is.
         """
+        request, prompt = order.request, order.prompt
         mode = self._mode(request)
-        ends_s = time.monotonic() + self.config.request_timeout_s
         on_outage = self._on_outage(request, mode)
         remote, degraded = self._remote(mode, on_outage)
         effective = "local" if remote is None else mode
         policy, name, tau, reason = self._threshold(mode, remote)
         settings = self._settings(request, effective, tau)
-        rows = SharedRows(self.batcher, uuid.uuid4().hex, top >= 0)
+        ends_s = time.monotonic() + self.config.request_timeout_s
+        rows = SharedRows(self.batcher, uuid.uuid4().hex, order.top >= 0)
         small = SmallParty(self.lm.name, Speller(self.lm.tokenizer, prompt), rows)
-        large = None
-        peering = self.peering if self._asks_peers(request, effective) else None
-        if remote is not None:
-            large = self._large(
-                request, prompt, remote, settings, on_outage, ends_s, top, peering, request_id
-            )
+        large, peers = None, None
+        if remote is not None and self.upstream is not None:
+            peering = self.peering if self._asks_peers(request, effective) else None
+            terms = self._terms(order, on_outage, ends_s, peering if remote.attests else None)
+            asking = Asking(
+                self.upstream, remote, settings, terms, cancelled=order.cancelled,
+                embed=None if peering is None else peering.embed(remote.tokenizer), on_feedback=self.ledger.sent,
+            )  # fmt: skip
+            large = LargeParty(remote.fingerprint, Speller(remote.tokenizer, prompt), asking)
+            if peering is not None:
+                peers = EdgePeers(peering, self.upstream, asking)
         writer = Writer(
             small=None if effective == "cloud" else small, large=large, settings=settings,
-            uncertainty=measure(name), stops=request.stops, top=top, ends_s=ends_s, emit=emit,
+            uncertainty=measure(name), stops=request.stops, top=order.top, ends_s=ends_s,
+            cancelled=order.cancelled, emit=order.emit, on_audit=self.ledger.audited, peers=peers,
             beta_upper=policy.beta_upper if policy is not None and effective == "bounded" else None,
-            on_audit=self.ledger.audited,
         )  # fmt: skip
-        if peering is not None and large is not None and self.upstream is not None:
-            writer.peers = EdgePeers(peering, self.upstream, large.asking)
         self._check_room(small if effective == "local" else large)
 
         def write() -> Answer:
@@ -132,9 +165,11 @@ class Device:
                 answer.degraded, answer.degraded_tokens = degraded, answer.completion_tokens
             return answer
 
-        return Plan(effective, tau, reason, write, writer.cancelled)
+        return Plan(
+            effective, tau, reason, write, lambda: degraded or (large.asking.degraded if large else "")
+        )
 
-    def _mode(self, request: ChatRequest | CompletionRequest) -> str:
+    def _mode(self, request: Asked) -> str:
         if request.model != self.config.served_name:
             raise Refusal(404, f"this device serves {self.config.served_name!r} and no other model.",
                           "model_not_found", "model")  # fmt: skip
@@ -155,7 +190,7 @@ class Device:
             raise Refusal(400, f"peers draft in mode exact, not in {mode}.", "contradiction", "peer")
         return mode
 
-    def _on_outage(self, request: ChatRequest | CompletionRequest, mode: str) -> str:
+    def _on_outage(self, request: Asked, mode: str) -> str:
         if mode in ("fedhlm", "bounded"):
             return request.on_outage or "degrade"
         asked = request.on_outage or self.config.on_outage
@@ -201,7 +236,7 @@ class Device:
                           "no_bounds", "mode")  # fmt: skip
         return policy, name, tau, reason
 
-    def _settings(self, request: ChatRequest | CompletionRequest, mode: str, tau: float) -> DecodeSettings:
+    def _settings(self, request: Asked, mode: str, tau: float) -> DecodeSettings:
         temperature = 1.0 if request.temperature is None else request.temperature
         limit = request.max_tokens or self.config.max_tokens
         if isinstance(request, ChatRequest):
@@ -217,24 +252,16 @@ class Device:
         except ConfigError as fault:
             raise Refusal(400, str(fault), "invalid_request") from fault
 
-    def _large(
-        self, request: ChatRequest | CompletionRequest, prompt: Prompt, remote: RemoteModel,
-        settings: DecodeSettings, on_outage: str, ends_s: float, top: int, peering: Peering | None,
-        request_id: str,
-    ) -> LargeParty:  # fmt: skip
-        assert self.upstream is not None
-        fraction = request.max_cloud_fraction
-        terms = Terms(
+    def _terms(self, order: Order, on_outage: str, ends_s: float, peering: Peering | None) -> Terms:
+        fraction = order.request.max_cloud_fraction
+        return Terms(
             on_outage=on_outage, deadline_s=self.config.deadline_ms / 1000,
-            prompt_deadline_s=self.config.prompt_deadline_ms / 1000, ends_s=ends_s, top=top,
-            request_id=request_id, max_cloud_fraction=1.0 if fraction is None else fraction,
-            scope="" if peering is None or not remote.attests else peering.scope(prompt),
+            prompt_deadline_s=self.config.prompt_deadline_ms / 1000, ends_s=ends_s, top=order.top,
+            request_id=order.request_id, max_cloud_fraction=1.0 if fraction is None else fraction,
+            scope="" if peering is None else peering.scope(order.prompt),
         )  # fmt: skip
-        embed = None if peering is None else peering.embed(remote.tokenizer)
-        asking = Asking(self.upstream, remote, settings, terms, embed=embed, on_feedback=self.ledger.sent)
-        return LargeParty(remote.fingerprint, Speller(remote.tokenizer, prompt), asking)
 
-    def _asks_peers(self, request: ChatRequest | CompletionRequest, mode: str) -> bool:
+    def _asks_peers(self, request: Asked, mode: str) -> bool:
         return mode == "exact" and (request.peer or self.config.peer) == "draft"
 
     def _check_room(self, party: SmallParty | LargeParty | None) -> None:
@@ -253,27 +280,34 @@ class Device:
 
     # -- places ------------------------------------------------------------------------------------------------
 
-    async def run(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], Any], cancelled: threading.Event | None = None) -> Any:
         """Do it in a thread for answers; waits for a place.
+
+        Args:
+            work: what blocks.
+            cancelled: set where the service ends before the work does.
 
         Raises:
             Refusal: too many wait (429).
         """
+        told = cancelled or threading.Event()
         with self._lock:
             if self.running >= self.config.max_streams + self.config.max_waiting:
                 raise too_busy(2.0)
             self.running += 1
+            self._open.add(told)
         try:
             future = self._threads.submit(work)
         except BaseException:
-            self._leave()
+            self._leave(told)
             raise
-        future.add_done_callback(lambda _: self._leave())
+        future.add_done_callback(lambda _: self._leave(told))
         return await asyncio.wrap_future(future)
 
-    def _leave(self) -> None:
+    def _leave(self, told: threading.Event) -> None:
         with self._lock:
             self.running -= 1
+            self._open.discard(told)
 
 
 def refusal_of_fault(fault: FedtandemError, mode: str) -> Refusal | None:

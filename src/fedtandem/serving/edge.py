@@ -151,7 +151,7 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
         caller = caller_of(request)
         try:
             reply = CalibrationReply.from_envelope(Envelope.from_bytes(await request.body()))
-            await asyncio.to_thread(state.of(caller.tenant).report, caller.name, reply)
+            state.of(caller.tenant).report(caller.name, reply)
         except InvalidMessage:
             metrics.refused.labels("invalid").inc()
             raise
@@ -162,7 +162,7 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
 
     @app.get("/v1/fl/policy")
     async def policy(request: Request, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-        published = state.of(caller_of(request).tenant).published()
+        published = await asyncio.to_thread(state.of(caller_of(request).tenant).published)
         if published is None:
             raise Refusal(404, "no device has reported enough yet; use the built-in threshold.", "no_policy")
         headers = {

@@ -63,7 +63,7 @@ def refusal_of(fault: FedtandemError) -> Refusal:
     if isinstance(fault, UnknownPrefix):
         return Refusal(409, str(fault), "unknown_prefix")
     if isinstance(fault, VocabularyMismatch):
-        return Refusal(409, str(fault), "tokenizer_mismatch")
+        return Refusal(409, str(fault), "another_model")
     if isinstance(fault, InvalidMessage):
         return Refusal(
             400, "the frame is not one this service reads; run the same version on both sides.", "bad_frame"

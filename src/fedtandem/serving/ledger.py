@@ -3,14 +3,15 @@
 import threading
 
 import numpy as np
+import numpy.typing as npt
 
 from fedtandem.algorithms.threshold_parties import COUNT_NAMES
 from fedtandem.exchange.calibration import CalibrationReply
-from fedtandem.inference.histogram import count_feedback
+from fedtandem.inference.histogram import BINS, count_feedback
 from fedtandem.serving.metrics import DeviceMetrics
 
-MAX_ROWS = 1_000_000
-"""Tokens counted; a report is of all since the start, so that a repeated one changes nothing."""
+FOLDED = 512
+"""Tokens after which rows are folded into counts: memory does not grow with traffic."""
 
 
 class Ledger:
@@ -26,10 +27,11 @@ class Ledger:
     def __init__(self, metrics: DeviceMetrics) -> None:
         self._metrics = metrics
         self._rows: list[tuple[float, float, bool]] = []
+        self._counts = np.zeros((len(COUNT_NAMES), BINS))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._folded()[COUNT_NAMES.index("tokens")].sum())
 
     def sent(self, u: float, beta: float) -> None:
         """A draft was judged."""
@@ -45,27 +47,36 @@ class Ledger:
 
     def _add(self, u: float, beta: float, sent: bool) -> None:
         with self._lock:
-            if len(self._rows) < MAX_ROWS:
-                self._rows.append((min(1.0, max(0.0, u)), beta, sent))
+            self._rows.append((min(1.0, max(0.0, u)), beta, sent))
+            is_full = len(self._rows) >= FOLDED
+        if is_full:
+            self._folded()
+
+    def _folded(self) -> npt.NDArray[np.float64]:
+        """All counts since the start, (7, 64)."""
+        with self._lock:
+            if self._rows:
+                u, beta, sent = (np.array(column) for column in zip(*self._rows, strict=True))
+                counted = count_feedback(u, beta, sent, ~sent, 1.0)
+                self._counts = self._counts + np.stack([getattr(counted, field) for field in COUNT_NAMES])
+                self._rows = []
+            return self._counts
 
     @property
     def audit_error(self) -> float:
         """Of audited tokens, the share the LLM would have written otherwise; 0 without any."""
-        with self._lock:
-            kept = [beta for _, beta, sent in self._rows if not sent]
-        return float(np.mean(kept)) if kept else 0.0
+        n, wrong = (
+            float(self._folded()[COUNT_NAMES.index(name)].sum()) for name in ("audited", "audited_beta")
+        )
+        return wrong / max(1.0, n)
 
     def report(self, name: str, models: tuple[str, str], tau: float) -> CalibrationReply | None:
-        """All since the start, as an edge takes it; None where nothing was seen."""
-        with self._lock:
-            rows = list(self._rows)
-        if not rows:
+        """All since the start, as an edge takes it: a report that comes twice changes nothing. None without any."""
+        counts = self._folded()
+        n, kept = (float(counts[COUNT_NAMES.index(which)].sum()) for which in ("tokens", "audited"))
+        if n == 0:
             return None
-        u, beta, sent = (np.array(column) for column in zip(*rows, strict=True))
-        counted = count_feedback(u, beta, sent, ~sent, 1.0)
-        counts = np.stack([getattr(counted, field) for field in COUNT_NAMES])[None]
         return CalibrationReply(
-            round=0, party=name, names=(name,), models=(models,), tokens=np.array([float(len(u))]),
-            skipped=np.array([float((~sent).sum())]), tau=np.clip(np.array([tau]), 0, 1),
-            labelled=np.array([float(len(u))]), counts=counts, sums=np.zeros((0, 6)),
+            round=0, party=name, names=(name,), models=(models,), tokens=np.array([n]), skipped=np.array([kept]),
+            tau=np.clip(np.array([tau]), 0, 1), labelled=np.array([n]), counts=counts[None], sums=np.zeros((0, 6)),
         )  # fmt: skip

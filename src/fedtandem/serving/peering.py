@@ -69,7 +69,11 @@ class Peering:
         }
         try:
             reply = upstream.post(
-                "/v1/resolve", json.dumps(body).encode(), DEADLINE_S, {"Content-Type": "application/json"}
+                "/v1/resolve",
+                json.dumps(body).encode(),
+                DEADLINE_S,
+                {"Content-Type": "application/json"},
+                edge_only=True,
             )
             said = reply.json() if reply.status_code == 200 else {}
             tokens = [int(token) for token in said.get("tokens", [])][:64]

@@ -43,7 +43,7 @@ class Policies:
         held = self._held
         headers = {"If-None-Match": held.etag} if held is not None else {}
         try:
-            reply = upstream.get("/v1/fl/policy", headers)
+            reply = upstream.get("/v1/fl/policy", headers, edge_only=True)
             until_s = float(reply.headers.get(UNTIL, "0"))
             if reply.status_code == 304 and held is not None:
                 self._held = _Held(held.policy, held.etag, until_s)

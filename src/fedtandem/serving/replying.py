@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fedtandem.errors import FedtandemError
 from fedtandem.inference.row import Tier
 from fedtandem.serving.answering import Answer, Piece, Prompt, Token
-from fedtandem.serving.device import Device, Plan, refusal_of_fault
+from fedtandem.serving.device import Device, Order, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import DeviceMetrics
@@ -47,12 +48,13 @@ class Exchange:
         self._events: asyncio.Queue[Piece | Answer | BaseException] = asyncio.Queue()
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
+        self._cancelled = threading.Event()
         self._created = int(time.time())
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     async def answer(self, prompt: Prompt, top: int) -> Response:
         """Whole or streamed."""
-        self._task = asyncio.create_task(self._device.run(lambda: self._work(prompt, top)))
+        self._task = asyncio.create_task(self._device.run(lambda: self._work(prompt, top), self._cancelled))
         self._task.add_done_callback(self._over)
         first = await self._next()  # before the headers go out: what fails here has a status of its own
         if self._asked.stream:
@@ -72,7 +74,8 @@ class Exchange:
         return JSONResponse(body_json, headers=self._headers(event))
 
     def _work(self, prompt: Prompt, top: int) -> Answer:
-        plan = self._device.plan(self._asked, prompt, top, self._put, self._request.state.request_id)
+        request_id = self._request.state.request_id
+        plan = self._device.plan(Order(self._asked, prompt, top, self._put, self._cancelled, request_id))
         self._plan, self._mode = plan, plan.mode
         return plan.write()
 
@@ -114,8 +117,7 @@ class Exchange:
         return fault
 
     def _cancel(self) -> None:
-        if self._plan is not None:
-            self._plan.cancel.set()
+        self._cancelled.set()
 
     async def _stream(self, first: Piece | Answer) -> AsyncIterator[bytes]:
         chunk_kind = "text_completion" if self._words.kind == "text_completion" else "chat.completion.chunk"
@@ -175,7 +177,8 @@ class Exchange:
 
     def _headers(self, answer: Answer | None) -> dict[str, str]:
         """What is known when the headers go out; of a stream the rest is in its last chunk, under `fedtandem`."""
-        headers = {"x-mode": self._mode, "cache-control": "no-store"}
+        degraded = "" if self._plan is None else self._plan.degraded()
+        headers = {"x-mode": self._mode, "x-degraded": degraded or "none", "cache-control": "no-store"}
         if answer is not None:
             account = _account(answer)
             headers["x-route"] = ", ".join(f"{tier}={n}" for tier, n in account["route"].items())
@@ -220,7 +223,7 @@ def _account(answer: Answer) -> dict[str, Any]:
         },
         "verified_tokens": record.tokens - record.kept, "llm_passes": record.llm_passes,
         "uplink_bytes": record.uplink_bytes, "downlink_bytes": record.downlink_bytes,
-        "degraded": answer.degraded or "none",
+        "error_bound": record.charged, "degraded": answer.degraded or "none",
     }  # fmt: skip
 
 

@@ -21,7 +21,11 @@ def sync(device: Device) -> None:
         if report is not None and measure == MEASURE:
             body = report.to_envelope().to_bytes()
             reply = device.upstream.post(
-                "/v1/fl/report", body, DEADLINE_S, {"Content-Type": "application/octet-stream"}
+                "/v1/fl/report",
+                body,
+                DEADLINE_S,
+                {"Content-Type": "application/octet-stream"},
+                edge_only=True,
             )
             log("reported", tier="device", status=reply.status_code, tokens=len(device.ledger))
         fresh = device.policies.refresh(device.upstream)

@@ -1,6 +1,7 @@
 """The edge's thresholds: devices report what they counted, the newest report of each is solved for a policy."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from fedtandem.serving.faults import Refusal
 
 MEASURE = "expected"
 """What devices that report here measure; thresholds of two measures cannot be joined."""
+
+ROUND_S = 60.0
+"""Between two rounds, at least: a threshold moves by at most 0.1 in each."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Thresholds:
         self._reports: dict[str, tuple[str, CalibrationReply]] = {}
         self._policy: Policy | None = None
         self._text = ""
+        self._is_new, self._solved_s = False, 0.0
+        self._lock = threading.Lock()
         self.rounds = 0
         """Policies made, ever."""
 

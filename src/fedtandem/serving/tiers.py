@@ -128,7 +128,7 @@ def build_device(config: ServeConfig) -> Tier:
     upstream = None
     if own.upstream is not None:
         upstream = Upstream(
-            own.upstream, _upstream_key(config.security), connections=own.max_streams,
+            own.upstream, _upstream_key(config.security), connections=own.max_streams, fallback=own.fallback,
             tls=_tls(config.security), own_tokenizer=lm.tokenizer,
         )  # fmt: skip
     metrics = DeviceMetrics()

@@ -5,6 +5,7 @@ import binascii
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,36 @@ class RemoteModel:
     attests: bool
 
 
+class Line:
+    """Connections to one address, with its breaker."""
+
+    def __init__(self, client: httpx.Client, breaker: Breaker) -> None:
+        self.client, self.breaker = client, breaker
+
+    def send(
+        self, method: str, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str]
+    ) -> httpx.Response | None:
+        """The reply; None where nobody answers in time, or with a fault of the server's."""
+        try:
+            reply = self.client.request(method, path, content=body, timeout=timeout_s, headers=headers)
+        except httpx.HTTPError:
+            self.breaker.failed()
+            return None
+        if reply.status_code >= 500:
+            self.breaker.failed()
+            return None
+        self.breaker.succeeded()
+        return reply
+
+
 class Upstream:
-    """One address; may be used from several threads.
+    """An edge, and maybe the cloud behind it for when the edge is gone; may be used from several threads.
 
     Args:
         url: of the edge or the cloud.
         key: shown as a bearer token; "" shows none.
         connections: kept open at most.
+        fallback: the cloud's own address; None: there is no other way.
         tls: `verify` and `cert` of httpx.
         own_tokenizer: used where the LLM's is the same, so that it need not be fetched.
     """
@@ -87,25 +111,35 @@ class Upstream:
         key: str,
         *,
         connections: int,
+        fallback: str | None = None,
         tls: dict[str, Any] | None = None,
         own_tokenizer: TextTokenizer | None = None,
-        breaker: Breaker | None = None,
     ) -> None:
-        self.breaker = breaker or Breaker()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=2 * connections, max_keepalive_connections=connections)
-        self._client = httpx.Client(
-            base_url=url, headers=headers, limits=limits, trust_env=False, **(tls or {})
-        )
+        self._lines = [
+            Line(
+                httpx.Client(base_url=one, headers=headers, limits=limits, trust_env=False, **(tls or {})),
+                Breaker(),
+            )
+            for one in (url, fallback)
+            if one is not None
+        ]
         self._tries = ThreadPoolExecutor(2 * connections, thread_name_prefix="upstream")
         self._own = own_tokenizer
         self._model: RemoteModel | None = None
         self._lock = threading.Lock()
 
+    @property
+    def breaker(self) -> Breaker:
+        """Of the first address."""
+        return self._lines[0].breaker
+
     def close(self) -> None:
         """Let the connections go."""
         self._tries.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        for line in self._lines:
+            line.client.close()
 
     def model(self) -> RemoteModel:
         """The LLM behind this line; asked once.
@@ -147,7 +181,7 @@ class Upstream:
             return reply.content
         code = _code(reply)
         if reply.status_code == 409:
-            if code == "tokenizer_mismatch":
+            if code == "another_model":
                 self.forget_model()
                 raise Outage("model-changed")
             raise UnknownPrefix("the upstream asks for the whole text.")
@@ -155,55 +189,66 @@ class Upstream:
             raise Outage("busy", _retry_after(reply))
         raise Rejected(reply)
 
-    def post(self, path: str, body: bytes, deadline_s: float, headers: dict[str, str]) -> httpx.Response:
-        """Send, with one hedged second try; any reply below 500 counts.
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        deadline_s: float,
+        headers: Mapping[str, str],
+        *,
+        edge_only: bool = False,
+    ) -> httpx.Response:
+        """Send, with one hedged second try, over the other address where there is one; any reply below 500 counts.
+
+        Args:
+            edge_only: what the cloud itself does not know (peers, thresholds).
 
         Raises:
             Outage: none came.
         """
-        if not self.breaker.lets_through():
-            raise Outage("breaker-open", max(1.0, self.breaker.probe_in_s))
+        lines = self._open(edge_only)
         end = time.monotonic() + deadline_s
         try:
-            running = {self._tries.submit(self._once, path, body, deadline_s, headers)}
+            running = {self._tries.submit(lines[0].send, "POST", path, body, deadline_s, headers)}
             done, running = _first(running, deadline_s / 2)
             reply = _good(done)
-            if reply is None:
-                left = end - time.monotonic()
-                if left > 0:
-                    running.add(self._tries.submit(self._once, path, body, left, headers))
-                while running and reply is None and (left := end - time.monotonic()) > 0:
-                    done, running = _first(running, left)
-                    reply = _good(done)
+            left = end - time.monotonic()
+            if reply is None and left > 0:
+                running.add(self._tries.submit(lines[-1].send, "POST", path, body, left, headers))
+            while running and reply is None and (left := end - time.monotonic()) > 0:
+                done, running = _first(running, left)
+                reply = _good(done)
         except RuntimeError as error:  # the service is ending: no new try can be made
             raise Outage("down") from error
         if reply is None:
-            self.breaker.failed()
-            raise Outage("slow" if running else "down", max(1.0, self.breaker.probe_in_s))
-        self.breaker.succeeded()
+            raise Outage("slow" if running else "down", max(1.0, lines[0].breaker.probe_in_s))
         return reply
 
-    def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-        """One GET.
+    def get(
+        self, path: str, headers: Mapping[str, str] | None = None, *, edge_only: bool = False
+    ) -> httpx.Response:
+        """One GET, over the other address where the first fails.
 
         Raises:
             Outage: no reply, or a fault of the server's.
         """
-        if not self.breaker.lets_through():
-            raise Outage("breaker-open", max(1.0, self.breaker.probe_in_s))
-        try:
-            reply = self._client.get(path, headers=headers, timeout=INFO_DEADLINE_S)
-        except httpx.HTTPError as error:
-            self.breaker.failed()
-            raise Outage("down") from error
-        if reply.status_code >= 500:
-            self.breaker.failed()
-            raise Outage("down")
-        self.breaker.succeeded()
-        return reply
+        for line in self._open(edge_only):
+            reply = line.send("GET", path, b"", INFO_DEADLINE_S, headers or {})
+            if reply is not None:
+                return reply
+        raise Outage("down")
 
-    def _once(self, path: str, body: bytes, timeout_s: float, headers: dict[str, str]) -> httpx.Response:
-        return self._client.post(path, content=body, timeout=timeout_s, headers=headers)
+    def _open(self, edge_only: bool) -> list[Line]:
+        """The addresses that may be asked, at least one.
+
+        Raises:
+            Outage: all have failed too often.
+        """
+        known = self._lines[:1] if edge_only else self._lines
+        lines = [line for line in known if line.breaker.lets_through()]
+        if not lines:
+            raise Outage("breaker-open", max(1.0, min(line.breaker.probe_in_s for line in known)))
+        return lines
 
     def _ask_model(self) -> RemoteModel:
         said = self._json("/v1/model")
@@ -249,19 +294,17 @@ class Upstream:
         return value
 
 
-def _first(
-    running: set["Future[httpx.Response]"], timeout_s: float
-) -> tuple[set["Future[httpx.Response]"], set["Future[httpx.Response]"]]:
+Try = Future[httpx.Response | None]
+
+
+def _first(running: set[Try], timeout_s: float) -> tuple[set[Try], set[Try]]:
     done, left = wait(running, timeout=max(0.0, timeout_s), return_when=FIRST_COMPLETED)
     return set(done), set(left)
 
 
-def _good(done: set["Future[httpx.Response]"]) -> httpx.Response | None:
-    """A reply that says something: not a failure of the line or the server."""
-    for future in done:
-        if not future.cancelled() and future.exception() is None and future.result().status_code < 500:
-            return future.result()
-    return None
+def _good(done: set[Try]) -> httpx.Response | None:
+    replies = [future.result() for future in done if not future.cancelled()]
+    return next((reply for reply in replies if reply is not None), None)
 
 
 def _code(reply: httpx.Response) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fedtandem.errors import DataError, VocabularyMismatch
+from fedtandem.errors import DataError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest, decoding_of
 from fedtandem.inference.gates import namespace, token_gate
 from fedtandem.inference.judging import Block, drafts_of, judge_block, token_log_probs
@@ -22,6 +22,7 @@ from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.sessions import Key, Sessions
+from fedtandem.serving.skew import refuse_another_model
 from fedtandem.serving.tenants import tenant_key
 
 PEER_WINDOW = 24
@@ -94,7 +95,7 @@ class VerifyService:
         Raises:
             InvalidMessage: not a request.
             UnknownPrefix: the text it goes on from is not known here.
-            VocabularyMismatch: its ids are of another tokenizer.
+            VocabularyMismatch: it means another model.
             DataError: the text does not fit the LLM's context.
             Overloaded: too much waits.
         """
@@ -154,10 +155,7 @@ class VerifyService:
 
     def _block(self, request: VerifyRequest, ids: list[int]) -> Block:
         tokenizer = self.lm.tokenizer
-        if request.tokenizer != tokenizer.card.hash:
-            raise VocabularyMismatch(
-                "the ids are of another tokenizer than this model's; fetch /v1/tokenizer again."
-            )
+        refuse_another_model(request, self.fingerprint, tokenizer.card.hash)
         drafts = drafts_of(request.block, request.uplink, request.top_k, tokenizer.vocab_size)
         if max(ids) >= tokenizer.vocab_size:
             raise DataError(
