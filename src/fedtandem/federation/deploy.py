@@ -70,8 +70,7 @@ def _server(folder: Path, config: RunConfig, place: Place, authority: Any) -> No
     for client in resolved["clients"]:
         client["data"] = None  # a client's data are its own business
     _write(folder / "run.toml", texts.RUN_HEAD + tomli_w.dumps(_without_none(resolved)))
-    _write(folder / "env.sh", texts.environment(_bin()))
-    _write(folder / "flwr" / "config.toml", texts.connection(place))
+    _write(folder / "env.sh", texts.environment(_bin()) + texts.connection(place))
     _write(folder / "superlink.sh", texts.superlink(place), mode=0o755)
     names = [client.name for client in config.clients]
     _write(folder / "register.sh", texts.register(names, place), mode=0o755)
@@ -79,9 +78,7 @@ def _server(folder: Path, config: RunConfig, place: Place, authority: Any) -> No
     _certificate(folder / "certificates", authority, [place.host, *LOOPBACK])
 
 
-def _site(
-    folder: Path, config: RunConfig, name: str, place: Place, authority: Any, own_port: int
-) -> None:
+def _site(folder: Path, config: RunConfig, name: str, place: Place, authority: Any, own_port: int) -> None:
     from fedtandem.federation.certificates import site_key
 
     own = folder / "sites" / name
@@ -100,7 +97,9 @@ def _site(
 
 def site_text(site: SiteConfig) -> str:
     """A site's file as an operator reads it: the law first."""
-    plain = _without_none(site.model_dump(mode="json", exclude_defaults=True, exclude={"allow", "folder", "data"}))
+    plain = _without_none(
+        site.model_dump(mode="json", exclude_defaults=True, exclude={"allow", "folder", "data"})
+    )
     top = {key: plain.pop(key) for key in list(plain) if not isinstance(plain[key], dict | list)}
     return texts.SITE_HEAD + tomli_w.dumps(top) + texts.allow(site.allow) + tomli_w.dumps(plain)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fedtandem.federation.deploy import Place
 
 RUN_HEAD = "# The run, for the server. What clients hold stands in their own site.toml.\n"
-SITE_HEAD = """# What this client is, and what it allows. No server can widen it; `fedtandem doctor site.toml` checks it.
+SITE_HEAD = """# What this client is, and what it allows. No server can widen it. Check it: fedtandem doctor site.toml
 # Relative paths belong to this file. States, replies and the audit log go to ./state (key: folder).
 """
 
@@ -44,13 +44,16 @@ export PATH FLWR_HOME FLWR_TELEMETRY_ENABLED FLWR_DISABLE_UPDATE_CHECK FLWR_DISA
 
 
 def connection(place: "Place") -> str:
-    """Flower's own config: how its command line reaches the SuperLink."""
-    return f"""[superlink]
+    """How Flower's command line reaches the SuperLink; written when sourced, for it wants absolute paths."""
+    return f"""mkdir -p "$FLWR_HOME"
+cat > "$FLWR_HOME/config.toml" << CONNECTION
+[superlink]
 default = "{place.connection}"
 
 [superlink.{place.connection}]
 address = "{place.host}:{place.port}"
-root-certificates = "../certificates/ca.pem"
+root-certificates = "$(pwd)/certificates/ca.pem"
+CONNECTION
 """
 
 
@@ -61,7 +64,6 @@ def superlink(place: "Place") -> str:
 set -eu
 cd "$(dirname "$0")"
 . ./env.sh
-mkdir -p "$FLWR_HOME"
 exec flower-superlink --host "${{FEDTANDEM_BIND:-{place.host}}}" --port {place.port} \\
   --ssl-certfile certificates/own.pem --ssl-keyfile certificates/own.key --ssl-ca-certfile certificates/ca.pem \\
   --enable-supernode-auth --disable-runtime-dependency-installation --database state.db
@@ -154,7 +156,7 @@ services:
 def loopback(names: Sequence[str], place: "Place") -> str:
     """The whole federation on this machine."""
     return f"""#!/bin/sh
-# The whole federation on this machine: SuperLink, keys, {len(names)} SuperNodes, the run. Ends what it started, and only that.
+# The whole federation on this machine: SuperLink, keys, {len(names)} SuperNodes, the run. Ends what it started.
 #   ./loopback.sh               a new run, in server/run
 #   ./loopback.sh --resume      go on with it after a fault
 set -eu
@@ -192,7 +194,7 @@ WAIT
 server/register.sh > logs/register.log 2>&1 || {{ cat logs/register.log; exit 5; }}
 for name in {" ".join(names)}; do start "$name" "sites/$name/supernode.sh"; done
 cd server
-fedtandem run run.toml --connection {place.connection} --keys keys --output run "$@"
+python -m fedtandem run run.toml --connection {place.connection} --keys keys --output run "$@"
 """
 
 

@@ -5,13 +5,14 @@ Nothing here imports Flower: its command line does the talking.
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fedtandem.federation.submission import (
     write_submission,
 )
 
+_LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
 ASK_SUPERLINK_S = 10.0
 PATIENCE = 3
@@ -108,6 +110,13 @@ class Connection:
                 "--connection, or write it with `fedtandem deploy`."
             )
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the SuperLink is reached on this machine alone."""
+        file = Path(os.environ["FLWR_HOME"]) / "config.toml"
+        address = str(tomllib.loads(file.read_text())["superlink"][self.name].get("address", ""))
+        return address.rpartition(":")[0].strip("[]") in ("127.0.0.1", "localhost", "::1")
+
     def flwr(self, *words: str) -> dict[str, Any]:
         """One command of Flower, its answer as JSON.
 
@@ -150,6 +159,13 @@ def run_deployed(
     """
     require_flower()
     superlink = Connection(connection)
+    if keys is None:
+        if not superlink.is_loopback:
+            raise ConfigError(
+                f"--insecure: the connection {connection!r} leaves this machine, and any client could claim another's "
+                "name. Give --keys DIR."
+            )
+        _LOG.warning("clients say themselves who they are: for trials on this machine only")
     config = with_exchange(config)
     folder = folder.resolve()
     open_record(config, list(config.methods), folder, resume, "flower")
@@ -159,7 +175,9 @@ def run_deployed(
     for name, text in {"pyproject.toml": _PROJECT, "server.py": _SERVER, "client.py": _CLIENT}.items():
         write_text(app / name, text)
     try:
-        told = superlink.flwr("run", str(app), connection, "--run-config", f"folder={json.dumps(str(folder))}")
+        told = superlink.flwr(
+            "run", str(app), connection, "--run-config", f"folder={json.dumps(str(folder))}"
+        )
         run_id = str(told["run-id"])
     except NetworkError as fault:
         note_end(folder, submission.id, fault.exit_code, str(fault))
@@ -174,9 +192,7 @@ def run_deployed(
     return summary
 
 
-def follow(
-    superlink: Connection, run_id: str, folder: Path, submission: Submission, watch: Watch
-) -> None:
+def follow(superlink: Connection, run_id: str, folder: Path, submission: Submission, watch: Watch) -> None:
     """Show what the record says until the run ends.
 
     Raises:
@@ -200,7 +216,9 @@ def follow(
         except NetworkError as fault:
             over, failures = None, failures + 1
             if failures >= PATIENCE:
-                lost = f"{fault} The run's rounds so far are safe: start the SuperLink and go on with --resume."
+                lost = (
+                    f"{fault} The run's rounds so far are safe: start the SuperLink and go on with --resume."
+                )
                 note_end(folder, submission.id, NetworkError.exit_code, lost)
         if over is None:
             over_since = None
@@ -225,7 +243,7 @@ def _is_over(superlink: Connection, run_id: str) -> str | None:
     return None
 
 
-def _lines(events: list[Mapping[str, Any]]) -> Iterator[str]:
+def _lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for event in events:
         method = event.get("method", "")
         if event["event"] == "round_committed":

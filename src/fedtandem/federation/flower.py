@@ -348,10 +348,12 @@ class FlowerCarrier:
                         text="it came after its deadline: dropped",
                     )
                 continue
-            name = asked[message_id]
-            outcome = self._outcome(name, waiting[name], reply)
+            answering = asked.pop(message_id, None)
+            if answering is None:  # a reply that came twice
+                continue
+            outcome = self._outcome(answering, waiting[answering], reply)
             if outcome is not None:
-                found.append((name, outcome))
+                found.append((answering, outcome))
         return found
 
     def _outcome(self, name: str, one: _Waiting, reply: Message) -> Envelope | Absence | None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.describe import describe
 from fedtandem.exchange.messages import FetchRequest, WorkRequest
+from fedtandem.exchange.reading import printable
 from fedtandem.federation.audit import NAME, append_audit, read_audit
 from fedtandem.federation.build import assemble_client, frame_of, load_parts
 from fedtandem.federation.consent import check_envelope, check_plan
@@ -84,8 +86,12 @@ class Site:
         """
         try:
             with self._alone():
-                return self._answer(order, data)
-        except FedtandemError as fault:
+                try:
+                    return self._answer(order, data)
+                except FedtandemError as fault:
+                    self._log_refusal(order, str(fault))
+                    return Answer(refusal=str(fault))
+        except FedtandemError as fault:  # the log itself cannot be written: say that, and nothing else
             return Answer(refusal=str(fault))
 
     @contextmanager
@@ -111,9 +117,9 @@ class Site:
         check_plan(self.config, config, method)
         folder = self.config.home / "runs" / order.experiment / order.method
         reply, events = self._reply(order, config, envelope, folder)
-        self._log(order, reply)
         if "measurements" not in self.config.allow.send:
             events = []
+        self._log(order, reply, events)
         return Answer(reply.to_bytes(), tuple(events))
 
     def _reply(
@@ -153,18 +159,34 @@ class Site:
 
         return assemble_client(self._parts, self.name, frame, store, emit, lambda *_: None, report)
 
-    def _log(self, order: Order, reply: Envelope) -> None:
+    def _log(self, order: Order, reply: Envelope, events: list[dict[str, Any]]) -> None:
+        """Hold the reply against the site's law and write down what leaves, before it leaves."""
         entries = read_audit(self.log)
+        here = (order.experiment, order.method, reply.round)
         before = sum(
             entry["bytes"]
             for entry in entries
-            if (entry["experiment"], entry["method"], entry["round"])
-            == (order.experiment, order.method, reply.round)
+            if (entry["experiment"], entry["method"], entry["round"]) == here
         )
-        check_envelope(self.config, reply, before)
+        told = json.dumps(events, default=float)
+        check_envelope(self.config, reply, before + len(told))
+        says = describe(reply)
+        if events:
+            kinds = Counter(str(event["event"]) for event in events)
+            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            says.append(f"beside it, {len(told):,} bytes for the server's record: {counted}")
         append_audit(
             self.log, entries, experiment=order.experiment, method=order.method, round=reply.round, kind=reply.kind,
-            bytes=reply.n_bytes, sha256=hashlib.sha256(reply.to_bytes()).hexdigest(), says=describe(reply),
+            bytes=reply.n_bytes + len(told) * bool(events), says=says,
+            sha256=hashlib.sha256(reply.to_bytes()).hexdigest(),
+        )  # fmt: skip
+
+    def _log_refusal(self, order: Order, text: str) -> None:
+        """The text of a refusal leaves the site too."""
+        append_audit(
+            self.log, read_audit(self.log), experiment=printable(order.experiment[:100]),
+            method=printable(order.method[:100]), round=0, kind="refusal", bytes=len(text.encode()),
+            sha256=hashlib.sha256(text.encode()).hexdigest(), says=[printable(text)],
         )  # fmt: skip
 
 

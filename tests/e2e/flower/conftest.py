@@ -43,7 +43,7 @@ def died(request: Message) -> Message:
 
 @dataclass
 class InProcessGrid(Grid):
-    """Nodes 101, 102, ... are the clients by name; `meddle` is the network; `keys` are told as a SuperLink tells them."""
+    """Nodes 101, 102, ... are the clients by name; `meddle` is the network; `keys` as a SuperLink tells them."""
 
     site_of: client_app.SiteOf
     count: int

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "--carrier", choices=["local", "flower"], help="clients in this process, or at their sites through Flower"
+        "--carrier",
+        choices=["local", "flower"],
+        help="clients in this process, or at their sites through Flower",
     )
     parser.add_argument("--connection", metavar="NAME", help="flower: a SuperLink of $FLWR_HOME/config.toml")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="flower: the clients' registered keys, NAME.pub")
+    parser.add_argument(
+        "--keys", type=Path, metavar="DIR", help="flower: the clients' registered keys, NAME.pub"
+    )
     parser.add_argument(
         "--insecure", action="store_true", help="flower, loopback only: clients say themselves who they are"
     )
@@ -42,7 +46,9 @@ def engine(config: "RunConfig", arguments: argparse.Namespace) -> "Engine":
     """
     from fedtandem.federation.runs import here
 
-    asked = [f"--{name}" for name in ("connection", "keys", "insecure", "simulate") if getattr(arguments, name)]
+    asked = [
+        f"--{name}" for name in ("connection", "keys", "insecure", "simulate") if getattr(arguments, name)
+    ]
     if config.federation.carrier == "local":
         if asked:
             raise ConfigError(f"{', '.join(asked)}: is for --carrier flower; the carrier is local.")
@@ -53,8 +59,8 @@ def engine(config: "RunConfig", arguments: argparse.Namespace) -> "Engine":
         raise ConfigError("--carrier flower needs --connection NAME (a SuperLink), or --simulate N.")
     if (arguments.keys is None) != arguments.insecure:
         raise ConfigError(
-            "--connection needs --keys DIR, the clients' public keys that names are bound to (`fedtandem deploy` writes "
-            "them); on loopback --insecure in its place lets clients say who they are."
+            "--connection needs --keys DIR, the clients' public keys that names are bound to (`fedtandem deploy` "
+            "writes them), or, on loopback, --insecure in its place: clients then say themselves who they are."
         )
     return _deployed(arguments)
 
