@@ -1,6 +1,7 @@
 """`fedtandem doctor`: what would keep a site from taking part, found before it joins, with what to do about it."""
 
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -195,12 +196,14 @@ def _folder(site: SiteConfig) -> Iterator[Finding]:
 
 
 def _key(path: Path, *, asked: bool) -> list[Finding]:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     make = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f key"
     if not path.is_file():
         return [Finding("key", False, f"there is no {path}; {make}")] if asked else []
+    if importlib.util.find_spec("cryptography") is None:
+        return []  # the extra is missing, which is said already
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:

@@ -143,6 +143,7 @@ def test_three_sites_give_the_bits_of_one_process_though_a_node_is_killed(lab: L
     script = stranger / "supernode.sh"
     script.write_text(re.sub(r"--port \d+", f"--port {free_port()}", script.read_text()))
     assert lab.node("stranger").wait(LIMIT_S) != 0
+    assert "Failed to activate SuperNode" in lab.said("stranger")
     for name in SITES:
         lab.node(name)
     run = lab.run()
