@@ -22,7 +22,7 @@ from fedtandem.federation.runs import run_methods
 
 ROOT = Path(__file__).resolve().parents[3]
 SITES = ("clinic-a", "clinic-b", "clinic-c")
-SMALL = ("federation.num_rounds=1", "public.chains.n=20", "public.max_new_tokens=12")
+SMALL = ("federation.num_rounds=1", "public.chains.n=20", "public.max_new_tokens=12", "report.enabled=false")
 LIMIT_S = 900
 """On a busy machine; alone on two cores the test takes a fifth of it."""
 
