@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 
-.PHONY: announce setup demo test test-oldest check bench lock clean
+.PHONY: announce setup demo demo-serve test test-oldest check bench lock clean
 
 setup: $(STAMP)
 	@:
@@ -22,6 +22,10 @@ announce:
 
 demo: announce setup
 	@$(BIN)/fedtandem demo $(if $(OUTPUT),--output $(OUTPUT))
+
+# Device, edge and cloud on loopback with the embedded models; Ctrl-C ends it.
+demo-serve: announce setup
+	@$(BIN)/fedtandem serve all
 
 test: setup
 	@$(BIN)/ruff check --quiet

@@ -1,6 +1,6 @@
 """Routing's own cost: uncertainty, thresholds, peers; each beside a plain way of doing it, in one process on one core.
 
-    python benchmarks/routing.py [--json FILE]
+    python benchmarks/routing.py [--usearch] [--json FILE]
 
 Definitions
 - uncertainty: ms per token of `expected` on 64 logits, one token at a time (as in generation) and in batches of 256;
@@ -14,7 +14,8 @@ Definitions
 - round through frames: one gradient round of 1,000 clients of 300 tokens behind 4 edges, every message encoded,
   counted and decoded, the clients' own five steps included.
 - peer search: 100,000 entries of 384 numbers, gates and signature included. `all pass`: every entry is behind the
-  same gate, the worst case. Beside it a scan in plain Python over entries, on a sample and scaled up.
+  same gate, the worst case; `--usearch` adds its approximate index, built entry by entry. Beside it a scan in plain
+  Python over entries, on a sample and scaled up.
 CPU seconds of this process, the best of several.
 """
 
@@ -40,7 +41,7 @@ from fedtandem.inference.gates import namespace, text_gate
 from fedtandem.inference.histogram import BINS, Histogram, bootstrap_bins
 from fedtandem.inference.peers import Attested, PeerCache, sign
 from fedtandem.inference.threshold import Goal, learn_thresholds
-from fedtandem.inference.uncertainty import expected, perturbation
+from fedtandem.inference.uncertainty import expected_of_best, perturbation
 
 VOCABULARY = 32_000
 SCIPY_CLIENTS = 200
@@ -58,9 +59,12 @@ TARGETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="uncertainty, thresholds and peers")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument(
+        "--usearch", action="store_true", help="also its index of 100,000 entries: takes minutes"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    figures = uncertainty() | histogram() | rounds() | peers()
+    figures = uncertainty() | histogram() | rounds() | peers(arguments.usearch)
     for name, value in figures.items():
         target = TARGETS.get(name)
         met = "" if target is None else f"   (target {target:g}: {'met' if value <= target else 'MISSED'})"
@@ -73,10 +77,13 @@ def uncertainty() -> dict[str, float]:
     noise = torch.Generator().manual_seed(0)
     figures = {}
     for n, repeats in ((1, 400), (256, 20)):
-        few, whole = 3 * torch.randn(n, 64, generator=noise), 3 * torch.randn(n, VOCABULARY, generator=noise)
+        whole = 3 * torch.randn(n, VOCABULARY, generator=noise)
+        few = (
+            (3 * torch.randn(n, 64, generator=noise)).sort(-1, descending=True).values
+        )  # as a draft finds them
         draft, token = few.argmax(-1), whole.argmax(-1)
         label = "1 token" if n == 1 else f"{n} at a time"
-        closed = 1000 / n * best(lambda z=few, d=draft: expected(z, d), repeats)
+        closed = 1000 / n * best(lambda z=few: expected_of_best(z), repeats)
         sampled = 1000 / n * best(lambda z=few, d=draft: perturbation(z, noise, d), repeats)
         full = whole[:8]  # 20 x 32,000 probabilities a token: a few show it
         published = 1000 / len(full) * best(lambda z=full, d=token[:8]: perturbation(z, noise, d), 3)
@@ -174,7 +181,7 @@ def rounds() -> dict[str, float]:
     return {"round of 1,000 clients, s": best(one, 10), "round of 1,000 clients through frames, s": framed}
 
 
-def peers() -> dict[str, float]:
+def peers(with_usearch: bool) -> dict[str, float]:
     rng = np.random.default_rng(2)
     n, d, key = 100_000, 384, b"key"
     space = namespace("tenant", "llm", "tokenizer", "", "greedy")
@@ -195,7 +202,17 @@ def peers() -> dict[str, float]:
             if stored.context == same and stored.namespace == space and stored.time_s > -1:
                 best_cosine = max(best_cosine, sum(a * b for a, b in zip(vector, wanted, strict=True)))
 
-    return {
+    found = {}
+    if with_usearch:
+        approximate = PeerCache(key, d, quota=n, index="usearch")
+        started = time.process_time()
+        for vector in vectors:
+            approximate.insert("client", vector, entry)
+        found["peer insertion, usearch, ms"] = 1000 * (time.process_time() - started) / n
+        found["peer search, none passes, usearch, ms"] = 1000 * best(
+            lambda: approximate.look_up(query, space, other, 1.0), 100
+        )
+    return found | {
         "peer search, all pass, ms": 1000 * best(lambda: cache.look_up(query, space, same, 1.0), 15),
         "peer search, none passes, ms": 1000 * best(lambda: cache.look_up(query, space, other, 1.0), 15),
         "plain Python scan, ms (scaled)": 1000 * best(scan, 2) * n / SCAN_ENTRIES,

@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": EVERYWHERE | LOWEST | {"checking"},
     "federation": EVERYWHERE | LOWEST | {"tuning", "evaluation", "checking", "algorithms", "config"},
     "reports": EVERYWHERE | LOWEST | {"config", "federation"},
+    "serving": EVERYWHERE | LOWEST | {"algorithms", "config", "federation", ""},
     "studies": EVERYWHERE
     | LOWEST
     | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},
-    "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", ""},
+    "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", "serving", ""},
     "__main__": {"cli"},
     "": {"errors", "config", "federation", "models", "knowledge", "selection", "distillation"},
 }
@@ -40,7 +41,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 FINISHED_PAGES = {("federation", "reports")}
 """A command ends by printing a table and writing a page: these imports stand inside functions, never on top."""
 
-THIRD_PARTY_OF_PURE = {"torch", "numpy", "rapidfuzz", "safetensors", "zstandard", "typing_extensions"}
+THIRD_PARTY_OF_PURE = {
+    "torch",
+    "numpy",
+    "rapidfuzz",
+    "safetensors",
+    "zstandard",
+    "typing_extensions",
+    "usearch",
+}
 
 
 def imports(file: Path, package: Path = PACKAGE) -> Iterator[tuple[str, int, bool]]:

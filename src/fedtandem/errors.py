@@ -19,7 +19,8 @@
 0 is success. A message says what was wrong, which value, and what to do about it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 
 class FedtandemError(Exception):
@@ -109,3 +110,9 @@ def error_classes(root: type[FedtandemError] = FedtandemError) -> Iterator[type[
     yield root
     for child in root.__subclasses__():
         yield from error_classes(child)
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """The end of a message: `; did you mean "x"?`, or a full stop where nothing is near."""
+    near = get_close_matches(value, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else "."

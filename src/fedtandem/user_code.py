@@ -1,10 +1,25 @@
 """A function of the user's own, named in a config as "package.module:function"."""
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedtandem.errors import ConfigError
+from fedtandem.errors import ConfigError, did_you_mean
+
+REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def known_or_own(value: str, known: Sequence[str]) -> str:
+    """A name, if it is known or names a function of the user's own.
+
+    Raises:
+        ValueError: it is neither; suggests what is near.
+    """
+    if value in known or REFERENCE.fullmatch(value):
+        return value
+    hint = did_you_mean(value, known)
+    raise ValueError(f'must be one of {", ".join(known)} or "package.module:function"{hint}')
 
 
 def import_function(reference: str, key: str, shape: str) -> Callable[..., Any]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fedtandem.checking.checkers import BUILT_IN, CheckSettings, counts, find_checker, judge, named
+from fedtandem.checking.checkers import BUILT_IN, CheckSettings, counts, find_checker, judge
 from fedtandem.checking.user import UserChecker
 from fedtandem.checking.verdict import Verdict, as_verdict
 from fedtandem.errors import ConfigError
+from fedtandem.user_code import known_or_own
 
 OWN = """
 import os, time
@@ -76,10 +77,10 @@ def test_a_reference_that_leads_nowhere_is_said_at_once(own: str, reference: str
 
 
 def test_names() -> None:
-    assert named("arithmetic", BUILT_IN) == "arithmetic"
-    assert named("a.b:c", BUILT_IN) == "a.b:c"
-    with pytest.raises(ValueError, match=r"did you mean 'arithmetic'\?"):
-        named("arithmetics", BUILT_IN)
+    assert known_or_own("arithmetic", BUILT_IN) == "arithmetic"
+    assert known_or_own("a.b:c", BUILT_IN) == "a.b:c"
+    with pytest.raises(ValueError, match=r'did you mean "arithmetic"\?'):
+        known_or_own("arithmetics", BUILT_IN)
     assert find_checker(CheckSettings("none")) is None
     with pytest.raises(ConfigError, match="name their column"):
         find_checker(CheckSettings("numeric"))

@@ -112,5 +112,7 @@ def test_faults_name_the_party_the_value_and_a_remedy(file: str, tmp_path: Path)
         with pytest.raises(DataError, match=words) as caught:
             load_samples(source, where="client clinic-a, private data")
         assert str(caught.value).startswith("client clinic-a, private data: ")
-    with pytest.raises(ConfigError, match="client 3: there is no preset 'ret'; did you mean 'rte'"):
+    with pytest.raises(
+        ConfigError, match=r"client 3: there is no preset 'ret'; presets: .*did you mean \"rte\""
+    ):
         load_samples(DataSource(path=file, preset="ret"), where="client 3")

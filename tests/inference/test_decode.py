@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 from fedtandem.errors import ConfigError, DataError, FedtandemError, ModelError
 from fedtandem.inference import drafting
 from fedtandem.inference.decode import Decoded, DecodeSettings, decode
+from fedtandem.inference.peer_tokens import Known
 from fedtandem.inference.shared_noise import gumbel_noise
 
 Law = dict[tuple[int, ...], float]
@@ -259,6 +261,20 @@ def test_an_audit_in_passing_keeps_few_laws(monkeypatch: pytest.MonkeyPatch) -> 
     assert [audited("passing"), audited("all")] == [1, 2]
 
 
+class Fixed:
+    """Peers that go on with the same tokens, whatever stands."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.learnt: list[tuple[list[int], list[bool]]] = []
+
+    def known(self, row: int, written: Sequence[int]) -> Known | None:
+        return Known(self.tokens, [True] * len(self.tokens)) if self.tokens else None
+
+    def learn(self, row: int, written: Sequence[int], resolved: Sequence[bool]) -> None:
+        self.learnt.append((list(written), list(resolved)))
+
+
 @few
 @given(st.integers(0, 10**6), st.lists(st.integers(0, V - 1), max_size=3), st.integers(1, 3))
 def test_a_peers_proposal_changes_no_law(seed: int, proposal: list[int], block: int) -> None:
@@ -273,12 +289,38 @@ def test_a_peers_proposal_changes_no_law(seed: int, proposal: list[int], block: 
             eos_id=EOS,
             uncertainty=doubt,
             chance=chance,
-            propose=lambda row, ids: proposal,
+            peers=Fixed(proposal),
         )[0]
     )
     assert distance(sequence_law(found), own_law(p)) < 1e-12
     if proposal:  # only the last token, which is never worth a draft, and empty guesses are left to others
         assert all(decoded.record.slm_passes == 0 for _, decoded in found)
+
+
+def test_peers_learn_what_the_llm_resolved_and_nothing_else() -> None:
+    peers = Fixed([1])
+    chosen = DecodeSettings(mode="fedhlm", uplink="greedy", peer="answer", max_new_tokens=LENGTH, tau=0.0)
+    (answer,) = decode(Table(1), Table(2), [PROMPT], chosen, eos_id=-1, uncertainty=doubt, peers=peers)
+    assert answer.ids == [1] * LENGTH
+    assert answer.record.peer == LENGTH
+    assert answer.record.llm_passes == 0
+    assert peers.learnt == [([1] * LENGTH, [False] * LENGTH)]
+
+
+@pytest.mark.parametrize(("mode", "peer"), [("exact", "answer"), ("fedhlm", "draft"), ("bounded", "answer")])
+def test_a_use_of_peers_that_breaks_the_modes_promise_is_refused(mode: Any, peer: Any) -> None:
+    chosen = DecodeSettings(mode=mode, peer=peer, eps=0.1 if mode == "bounded" else None)
+    with pytest.raises(ConfigError, match=f"peer {peer} goes with mode"):
+        decode(
+            Table(1),
+            Table(2),
+            [PROMPT],
+            chosen,
+            eos_id=EOS,
+            uncertainty=doubt,
+            beta_upper=lambda u: u,
+            peers=Fixed([]),
+        )
 
 
 # -- shared noise and greedy --------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from fedtandem.cli import main
 from fedtandem.data.chains import ChainsSource
 from fedtandem.inference.decode import DecodeSettings
 from fedtandem.inference.generate import Generation, generate
+from fedtandem.inference.peer_tokens import PeerBook
 from fedtandem.inference.policy import policy_from_json
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
@@ -99,19 +102,59 @@ def test_exact_equals_the_llm_alone(uplink: str, drafter: Callable[[], LanguageM
     assert sum(a.record.corrected for a in answers) > N_PROMPTS / 4  # the drafter is often wrong
 
 
+def book() -> PeerBook:
+    return PeerBook(lambda texts: np.ones((len(texts), 4)), b"s" * 16)
+
+
 @pytest.mark.parametrize("drafter", [shaken, lambda: embedded("client-a")], ids=["same tokenizer", "slem"])
 def test_a_peer_that_knows_the_answer_spares_the_slm(drafter: Callable[[], LanguageModel]) -> None:
     few, wanted = prompts()[:10], alone("shared_noise")[:10]
     chosen = DecodeSettings(block=8, max_new_tokens=NEW_TOKENS, seed=11)
+    informing, misleading = book(), book()
+    generate(None, embedded("server"), few, replace(chosen, mode="cloud"), peers=informing)
+    wrong = embedded("server").tokenizer.continue_ids(" no" * 4)
+    for row in range(len(few)):
+        misleading.open(few).learn(row, [int(token) for token in wrong], [True] * len(wrong))
 
-    def answers(propose: Callable[[int, str], str]) -> list[Generation]:
-        return generate(drafter(), embedded("server"), few, chosen, uncertainty=doubt, propose=propose)
+    def answers(peers: PeerBook) -> list[Generation]:
+        return generate(drafter(), embedded("server"), few, chosen, uncertainty=doubt, peers=peers)
 
-    informed = answers(lambda i, text: wanted[i].text[len(text) :])
-    misled = answers(lambda i, text: " no" * 4)
+    informed, misled = answers(informing), answers(misleading)
     assert [a.text for a in informed] == [a.text for a in misled] == [a.text for a in wanted]
     assert sum(a.record.slm_passes for a in informed) < 0.2 * sum(a.record.tokens for a in informed)
-    assert all(a.record.accepted == 0 for a in misled)
+    assert sum(a.record.corrected for a in misled) >= len(few)
+
+
+@pytest.mark.parametrize("drafter", [shaken, lambda: embedded("client-a")], ids=["same tokenizer", "tli"])
+def test_peers_answer_uncertain_tokens_and_are_audited(drafter: Callable[[], LanguageModel]) -> None:
+    few, server, peers = prompts()[:10], embedded("server"), book()
+    chosen = DecodeSettings(
+        mode="fedhlm", uplink="greedy", tau=0.0, peer="answer", audit="all", max_new_tokens=NEW_TOKENS
+    )
+    wanted = generate(None, server, few, replace(chosen, mode="cloud", peer="answer"), peers=None)
+    for row, answer in enumerate(wanted):
+        ids = answer.ids if row else [*answer.ids[:-2], answer.ids[-3], answer.ids[-1]]  # one wrong token
+        peers.open(few).learn(row, ids, [True] * len(ids))
+    answers = generate(drafter(), server, few, chosen, uncertainty=doubt, peers=peers)
+    assert [a.text for a in answers[1:]] == [a.text for a in wanted[1:]]
+    assert sum(a.record.llm_passes for a in answers[1:]) == 0
+    assert sum(a.record.peer for a in answers[1:]) == sum(a.record.tokens for a in answers[1:])
+    assert [a.record.peer_wrong > 0 for a in answers] == [True] + [False] * 9
+    assert all(a.record.peer_audited == a.record.peer for a in answers[1:])
+
+
+def test_what_the_slm_kept_is_no_answer_for_others() -> None:
+    few, peers = prompts()[:10], book()
+    chosen = DecodeSettings(
+        mode="fedhlm", uplink="greedy", tau=1e-4, peer="answer", max_new_tokens=NEW_TOKENS
+    )
+    first = generate(shaken(), embedded("server"), few, chosen, uncertainty=doubt, peers=peers)
+    kept = sum(a.record.kept for a in first)
+    assert 0 < kept < sum(a.record.tokens for a in first)
+    every = replace(chosen, tau=-1.0)
+    second = generate(shaken(), embedded("server"), few, every, uncertainty=doubt, peers=peers)
+    assert sum(a.record.peer for a in second) > 0
+    assert sum(a.record.llm_passes for a in second) > 0  # the kept ones were not for sale
 
 
 def test_shared_noise_does_not_depend_on_drafter_tau_or_block() -> None:
@@ -200,6 +243,41 @@ def test_one_prompt_on_the_command_line_is_shown_as_it_is_written(capsys: pytest
     shown = capsys.readouterr().out
     assert shown.startswith(alone("greedy")[0].text + "\n")
     assert "LLM passes saved 0.0 %" in shown
+
+
+def test_a_prompt_that_comes_again_is_answered_by_peers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in [*prompts()[:3]] * 2))
+    command = [
+        "generate",
+        *MODELS,
+        "--prompts",
+        str(asked),
+        "--uplink",
+        "greedy",
+        "--batch-size",
+        "3",
+        "--json",
+    ]
+
+    def run(*more: str) -> tuple[list[str], list[dict[str, float]]]:
+        assert main([*command, *more]) == 0
+        answers = json.loads(capsys.readouterr().out)["answers"]
+        return [row["text"] for row in answers], [row["record"] for row in answers]
+
+    texts, records = run("--mode", "exact", "--peer", "draft")
+    assert texts == [answer.text for answer in alone("greedy")[:3]] * 2
+    assert sum(record["slm_passes"] for record in records[3:]) < sum(
+        record["slm_passes"] for record in records[:3]
+    )
+    texts, records = run("--mode", "fedhlm", "--tau", "-1", "--peer", "answer", "--audit", "all")
+    assert texts[:3] == texts[3:]
+    assert [record["peer"] for record in records] == [0] * 3 + [record["tokens"] for record in records[3:]]
+    assert sum(record["peer_wrong"] for record in records) == 0
+    assert main([*command, "--mode", "exact", "--peer", "answer"]) == 2
+    assert "fedhlm" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedtandem.errors import ConfigError
 from fedtandem.inference.gates import content_key, namespace, text_gate, token_gate
 from fedtandem.inference.peers import Attested, PeerCache, is_genuine, nearest_label, sign
 from fedtandem.inference.similarity import START, audits_needed, calibrate_similarity, wilson
@@ -141,10 +142,13 @@ def test_age_quota_quarantine_and_broken_vectors():
     assert cache.insert("a", vector(3), entry()).reason == "quarantined"
 
 
-def test_the_search_is_exact_and_the_store_grows():
+@pytest.mark.parametrize("index", ["exact", "usearch"])
+def test_what_is_served_is_found_exactly_and_the_store_grows(index):
+    if index == "usearch":
+        pytest.importorskip("usearch")
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(300, D))
-    cache = PeerCache(KEY, D, delta_sim=-1.0)
+    cache = PeerCache(KEY, D, delta_sim=-1.0, index=index)
     for i, v in enumerate(vectors):
         cache.insert(f"c{i % 7}", v, entry(f"text {i % 3}", answer=str(i).encode()))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -155,7 +159,16 @@ def test_the_search_is_exact_and_the_store_grows():
         assert found.entry is not None
         assert int(found.entry.answer) == int(np.argmax(cosine))
         assert found.similarity == pytest.approx(cosine.max(), abs=1e-5)
-    assert PeerCache(KEY, D).look_up(query, HERE, text_gate("q"), NOW).outcome == "miss"
+    assert PeerCache(KEY, D, index=index).look_up(query, HERE, text_gate("q"), NOW).outcome == "miss"
+    cache.delta_sim = 0.99
+    near = [cache.look_up(v, HERE, text_gate("another text"), NOW) for v in vectors]
+    assert [found.outcome for found in near].count("gate_refused") >= (300 if index == "exact" else 290)
+    assert cache.look_up(-vectors[0], HERE, text_gate("another text"), NOW).outcome == "miss"
+
+
+def test_an_unknown_index_is_refused():
+    with pytest.raises(ConfigError, match="use exact or usearch"):
+        PeerCache(KEY, D, index="faiss")
 
 
 def test_wilson_by_hand():

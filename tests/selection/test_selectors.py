@@ -98,7 +98,7 @@ def test_choosing_a_peer_that_did_not_score_the_sample_is_refused() -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("dual_mince", "Did you mean 'dual_min_ce'"),
+        ("dual_mince", 'did you mean "dual_min_ce"'),
         ("no_such_module_at_all:f", "cannot be imported"),
         ("my_rules:missing", "has no such name"),
         ("my_rules:a_number", "holds a int"),

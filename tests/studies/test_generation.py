@@ -21,7 +21,7 @@ def test_exact_answers_are_the_llms_and_spare_it(finished: Path) -> None:
     rows = json.loads((finished / "summary.json").read_text())["rows"]
     exact = [row for row in rows if row["mode"] == "exact" and row["block"] == 6]
     assert {row["uplink"] for row in exact} == {"greedy", "shared_noise", "scalar", "sparse"}
-    assert {row["bridge"] for row in exact} == {"slem", "tli"}
+    assert {row["bridge"] for row in exact} == {"same", "slem", "tli"}
     for row in exact:
         assert row["answers_fault"] == 0
         assert row["saved_ci"][0] <= row["saved"] <= row["saved_ci"][1]
@@ -29,6 +29,14 @@ def test_exact_answers_are_the_llms_and_spare_it(finished: Path) -> None:
     (alone,) = (row for row in rows if row["mode"] == "cloud" and row["uplink"] == "greedy")
     assert alone["saved"] == 0
     assert alone["tokens_per_s"] == pytest.approx(alone["streaming_tokens_per_s"])
+
+
+def test_bounded_keeps_what_a_copy_of_the_llm_is_sure_of(finished: Path) -> None:
+    rows = json.loads((finished / "summary.json").read_text())["rows"]
+    kept = {row["drafter"]: row for row in rows if row["mode"] == "bounded"}
+    assert kept["client-a"]["kept"] < 0.05
+    assert kept["copy"]["kept"] > 0.1  # few prompts calibrate here: wide bounds
+    assert kept["copy"]["error_per_answer"] < 0.1
 
 
 def test_a_finished_cell_is_not_measured_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,8 @@
 """Checkers by name, and the judging of many paths at once."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from fedtandem.checking.answers import choice_answer, exact_answer, numeric_answer
 from fedtandem.checking.arithmetic import arithmetic
@@ -19,21 +17,6 @@ BY_ANSWER = {"exact": exact_answer, "numeric": numeric_answer, "choice": choice_
 BUILT_IN = ("none", *BY_ANSWER, "arithmetic", "path")
 FORMS: Mapping[str, Form] = {"chains": chains_form}
 """Forms of paths that are built in."""
-REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""A user's own: "package.module:function"."""
-
-
-def named(value: str, known: Sequence[str]) -> str:
-    """A name, if it is known or a user's own.
-
-    Raises:
-        ValueError: it is neither; suggests what is near.
-    """
-    if value in known or REFERENCE.fullmatch(value):
-        return value
-    near = get_close_matches(value, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f'must be one of {", ".join(known)} or "package.module:function"{hint}')
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from fedtandem.checking.checkers import BUILT_IN, FORMS, CheckSettings, named
+from fedtandem.checking.checkers import BUILT_IN, FORMS, CheckSettings
 from fedtandem.config.section import FilePath, FolderOrName, Section
+from fedtandem.user_code import known_or_own
 
 if TYPE_CHECKING:
     from fedtandem.data.source import DataSource
@@ -219,7 +220,7 @@ class PublicConfig(DataConfig):
     @field_validator("check", "check_form")
     @classmethod
     def _is_known(cls, value: str, info: ValidationInfo) -> str:
-        return named(value, BUILT_IN if info.field_name == "check" else tuple(FORMS))
+        return known_or_own(value, BUILT_IN if info.field_name == "check" else tuple(FORMS))
 
     def check_settings(self) -> CheckSettings:
         """The plain value that the algorithms read."""

@@ -114,7 +114,7 @@ def _load(schema: type[C], path: str | Path, overrides: Iterable[str] | Mapping[
         raise ConfigError(f"{path} is a study (it has a [study] section): run it with `fedtandem study`.")
     changes = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     faults = apply_overrides(schema, document, changes)
-    document = map_paths(schema, document, lambda kind, text: _absolute(kind, text, Path.cwd()))
+    document = map_paths(schema, document, lambda kind, text: absolute(kind, text, Path.cwd()))
     return _build(schema, document, str(path), faults)
 
 
@@ -172,7 +172,7 @@ def read_document(schema: type[Section], file: Path, seen: tuple[Path, ...] = ()
         if not target.is_file():
             raise ConfigError(f"{file}: extends {base!r}, but there is no file {target}.")
         document = merge(document, read_document(schema, target, (*seen, file)))
-    return merge(document, map_paths(schema, own, lambda kind, text: _absolute(kind, text, file.parent)))
+    return merge(document, map_paths(schema, own, lambda kind, text: absolute(kind, text, file.parent)))
 
 
 def parse(file: Path) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _absolute(kind: str, text: str, folder: Path) -> str:
+def absolute(kind: str, text: str, folder: Path) -> str:
     """A relative path as seen from `folder`; hub names, embedded things and `{data.root}` stay as they are."""
     if not text or text.startswith((ROOT, "embedded:", "scratch:")) or "://" in text:
         return text

@@ -2,13 +2,12 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from fedtandem.config.faults import Fault
 from fedtandem.config.schema import ALIASES, Shape, shape_of, unknown_key
 from fedtandem.config.section import Section
-from fedtandem.errors import ConfigError
+from fedtandem.errors import ConfigError, did_you_mean
 
 
 def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -100,10 +99,9 @@ def _set_in_list(
     elif which.isdigit() and int(which) < len(items):
         chosen = [items[int(which)]]
     else:
-        near = get_close_matches(which, names, n=1)
-        hint = f'did you mean "{near[0]}"? ' if near else ""
+        hint = did_you_mean(which, names)
         raise _NoSuchPath(
-            f"nothing in {key} is called {which!r}; {hint}There are {', '.join(names) or 'none'}"
+            f"nothing in {key} is called {which!r}; there are {', '.join(names) or 'none'}{hint}"
         )
     if len(rest) == 1:
         raise _NoSuchPath(

@@ -1,16 +1,14 @@
 """[selection]: which items are learnt, and from which teacher."""
 
-import re
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fedtandem.config.section import Section
 from fedtandem.selection.names import SELECTORS, TEACHERS
+from fedtandem.user_code import REFERENCE, known_or_own
 
 RULES_AS_SELECTORS = ("dual_min_ce", "none")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class LadaConfig(Section):
@@ -73,17 +71,17 @@ class SelectionConfig(Section):
     @field_validator("teacher")
     @classmethod
     def _is_a_rule(cls, value: str) -> str:
-        return _named("teacher", value, TEACHERS)
+        return known_or_own(value, TEACHERS)
 
     @field_validator("selector")
     @classmethod
     def _is_a_selector(cls, value: str) -> str:
-        return _named("selector", value, SELECTORS)
+        return known_or_own(value, SELECTORS)
 
     @field_validator("checker")
     @classmethod
     def _is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not _FUNCTION.fullmatch(value):
+        if value is not None and not REFERENCE.fullmatch(value):
             raise ValueError('must be "package.module:function"')
         return value
 
@@ -93,16 +91,3 @@ class SelectionConfig(Section):
         if isinstance(value, bool) or (value < 1 if isinstance(value, int) else not 0 < value <= 1):
             raise ValueError("must be a count of 1 or more, or a share above 0 and at most 1.0")
         return value
-
-
-def _named(key: str, value: str, known: tuple[str, ...]) -> str:
-    """A known name, or a function of the user's own.
-
-    Raises:
-        ValueError: neither; with the nearest name.
-    """
-    if value in known or _FUNCTION.fullmatch(value):
-        return value
-    near = get_close_matches(value, known, n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise ValueError(f'must be {", ".join(known)} or "package.module:function"{hint}')

@@ -6,11 +6,10 @@ ours; they follow the wording the papers' tasks commonly have, and every answer 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from typing import Literal
 
 from fedtandem.data.source import DataSource, Format
-from fedtandem.errors import ConfigError
+from fedtandem.errors import ConfigError, did_you_mean
 
 YES_NO = {"true": "yes", "false": "no"}
 
@@ -91,9 +90,9 @@ def find_preset(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    near = get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"there is no preset {name!r}; {hint}Presets: {', '.join(PRESETS)}.")
+    raise ConfigError(
+        f"there is no preset {name!r}; presets: {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
+    )
 
 
 def with_preset(source: DataSource) -> DataSource:

@@ -1,14 +1,20 @@
 """`fedtandem generate`: answer prompts with two models and say what the large one was spared."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from fedtandem.atomic import write_text
 from fedtandem.data.files import read_file
 from fedtandem.errors import ConfigError, DataError
 from fedtandem.inference.drafting import Uncertainty
+from fedtandem.inference.gates import namespace
 from fedtandem.inference.generate import Bridge, Generation, OnText, generate
+from fedtandem.inference.peer_tokens import PeerBook
 from fedtandem.inference.policy import Policy, read_policy
 from fedtandem.inference.record import summary
 from fedtandem.inference.settings import DecodeSettings
@@ -38,6 +44,8 @@ class GenerateRequest:
     batch_size: int
     output: Path | None
     settings: DecodeSettings
+    shares: bool = False
+    """Whether answers of the large model to earlier prompts of this call are used, as `settings.peer` says."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,36 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
         bridge=request.bridge,
         chat_template=request.chat_template,
         batch_size=request.batch_size,
+        peers=peer_book(small or large, large, request) if request.shares else None,
         on_text=on_text,
     )
     rows = [_row(answer, mode) for answer in answers]
     if request.output is not None:
         write_text(request.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return Answers(rows, summary([answer.record for answer in answers]), note)
+
+
+def peer_book(
+    reader: LanguageModel | None, large: LanguageModel | None, request: GenerateRequest
+) -> PeerBook:
+    """Where this call's answers of the large model are kept; prompts are found by the reader's mean hidden state.
+
+    Raises:
+        ConfigError: no large model: nothing would ever be resolved.
+    """
+    if reader is None or large is None:
+        raise ConfigError("--peer needs the large model: peers share nothing but its answers.")
+
+    def embed(prompts: Sequence[str]) -> npt.NDArray[np.float32]:
+        encode = reader.tokenizer.encode_prompt
+        texts = [[int(i) for i in encode(prompt, chat_template=request.chat_template)] for prompt in prompts]
+        return np.stack([states.mean(dim=0).numpy() for states in reader.hidden_states(texts)])
+
+    chosen = request.settings
+    decoding = "greedy" if chosen.uplink == "greedy" else f"sampled at {chosen.temperature:g}"
+    model, card = fingerprint(large.name, large.model, large.tokenizer.card.hash), large.tokenizer.card.hash
+    template = "template" if request.chat_template else ""
+    return PeerBook(embed, namespace("", model, card, template, decoding), model=model)
 
 
 def in_force(
@@ -135,6 +167,12 @@ def in_words(totals: dict[str, float]) -> str:
         f"drafts accepted {totals['accepted_share']:.1%}, verified {totals['verified_share']:.1%}, "
         f"{totals['uplink_bytes']:.0f} B up, {totals['downlink_bytes']:.0f} B down"
     ).replace("%", " %")
+    if totals["peer_drafted"]:
+        said += f"; {totals['peer_drafted']:.0f} drafts from peers"
+    if totals["peer"]:
+        said += f"; {totals['peer']:.0f} tokens from peers"
+        if totals["peer_audited"]:
+            said += f", {totals['peer_wrong']:.0f} of {totals['peer_audited']:.0f} looked at were wrong"
     if totals["audited"]:
         said += f"; measured error {totals['audited_error'] / totals['audited']:.4f} per kept token"
     return said

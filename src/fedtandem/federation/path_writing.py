@@ -10,7 +10,7 @@ from typing import Any
 
 from fedtandem.algorithms.checked_paths import known_answers
 from fedtandem.atomic import write_text
-from fedtandem.checking.checkers import BUILT_IN, CheckSettings, counts, find_checker, judge, named
+from fedtandem.checking.checkers import BUILT_IN, CheckSettings, counts, find_checker, judge
 from fedtandem.checking.confidence import Point, confidence_curve, curve_text, read_curve, threshold_for
 from fedtandem.checking.user import UserChecker
 from fedtandem.checking.verdict import Checker
@@ -24,6 +24,7 @@ from fedtandem.federation.paths import PathsRequest
 from fedtandem.models.endpoint import Endpoint
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.models.scratch import cache_folder
+from fedtandem.user_code import known_or_own
 
 Progress = Callable[[str, int, int], None]
 
@@ -153,7 +154,7 @@ GOLD = "known answer"
 
 def _settings(request: PathsRequest) -> CheckSettings:
     try:
-        return CheckSettings(named(request.check, BUILT_IN), request.form, undecided=request.undecided)
+        return CheckSettings(known_or_own(request.check, BUILT_IN), request.form, undecided=request.undecided)
     except ValueError as error:
         raise ConfigError(f"--check is {request.check!r}; it {error}.") from error
 

@@ -27,11 +27,12 @@ class SeededChance:
 
     Args:
         seeds: one per row.
+        stream: other streams of the same seeds are independent of these.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], stream: int = STREAM) -> None:
         self._streams = [
-            np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, STREAM], dtype=np.uint64)))
+            np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, stream], dtype=np.uint64)))
             for seed in seeds
         ]
 

@@ -19,12 +19,13 @@ from fedtandem.errors import ConfigError, DataError, ModelError
 from fedtandem.inference.chance import Chance, SeededChance
 from fedtandem.inference.choice import Choice
 from fedtandem.inference.drafting import Drafter, NextTokenModel, TokenDrafter, Uncertainty
+from fedtandem.inference.peer_tokens import Peers
 from fedtandem.inference.record import Record
-from fedtandem.inference.row import Row
-from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.row import OnCommit, Row
+from fedtandem.inference.settings import PEER_USES, DecodeSettings
 from fedtandem.inference.speculative import accept_probability, residual_law
 from fedtandem.inference.uplink import Draft
-from fedtandem.inference.verify import audit_the_rest, verify
+from fedtandem.inference.verify import ModelVerifier, Verifier
 
 __all__ = ["DecodeSettings", "Decoded", "accept_probability", "decode", "residual_law"]
 
@@ -39,7 +40,7 @@ class Decoded:
 
 def decode(
     draft: NextTokenModel | Drafter | None,
-    target: NextTokenModel | None,
+    target: NextTokenModel | Verifier | None,
     prompts: Sequence[Sequence[int]],
     settings: DecodeSettings,
     *,
@@ -47,8 +48,8 @@ def decode(
     uncertainty: Uncertainty | None = None,
     beta_upper: Callable[[float], float] | None = None,
     chance: Chance | None = None,
-    propose: Callable[[int, list[int]], Sequence[int]] | None = None,
-    on_commit: Callable[[int, list[int]], None] | None = None,
+    peers: Peers | None = None,
+    on_commit: OnCommit | None = None,
     on_audit: Callable[[int, float, float], None] | None = None,
     prompt_bytes: Sequence[int] | None = None,
     spell: Callable[[int], bytes] | None = None,
@@ -57,16 +58,17 @@ def decode(
 
     Args:
         draft: the SLM, or another source of blocks; not needed in mode `cloud`.
-        target: the LLM; not needed in mode `local`.
+        target: the LLM, or someone who asks it; not needed in mode `local`.
         prompts: B >= 1 texts as ids, none empty.
         eos_id: ends an answer; -1 if nothing does.
         uncertainty: logits (R, V) -> u (R,); needed wherever tau decides.
         beta_upper: u -> an upper bound of TV(q, p) where the SLM has this uncertainty (for `greedy` of the chance that
             the LLM would choose otherwise: both laws are one-hot); needed in `bounded`.
         chance: decides drafts, refusals and resamples of `scalar` and `sparse`; the seed's own by default.
-        propose: in `exact`, a peer's guess (row, ids so far) -> the next tokens, tried before the SLM drafts. The
-            law stays the LLM's whatever it says.
-        on_commit: called with (prompt, its new tokens) as soon as they are final.
+        peers: what the LLM wrote for others. `settings.peer` says how it is used: as drafts, tried before the SLM's
+            (mode `exact`; the law stays the LLM's whatever they say), or as answers to uncertain tokens (`fedhlm`).
+            Finished answers are handed to it.
+        on_commit: called with (prompt, its new tokens) as soon as they are final; True ends the answer.
         on_audit: called with (prompt, u, error) of every kept token that is measured: what upper bounds are made of.
         prompt_bytes: size of each prompt on the wire; 4 B per token by default.
         spell: bytes of a token, where the client does not know the LLM's ids: its tokens then travel as bytes.
@@ -90,6 +92,10 @@ def decode(
         raise ConfigError(f"mode {mode} needs the LLM: give a target model, or use mode local.")
     if draft is None and mode != "cloud":
         raise ConfigError(f"mode {mode} needs the SLM: give a draft model, or use mode cloud.")
+    if peers is not None and mode not in PEER_USES[settings.peer]:
+        raise ConfigError(
+            f"peer {settings.peer} goes with mode {' or '.join(PEER_USES[settings.peer])}, not {mode}."
+        )
     if mode == "bounded" and beta_upper is None:
         raise ConfigError("mode bounded needs beta_upper: calibrated upper bounds of beta by uncertainty.")
     target = None if mode == "local" else target
@@ -98,7 +104,11 @@ def decode(
     choice = Choice(settings, seeds, chance or SeededChance(seeds))
     drafter: Drafter | None = None
     if draft is not None:
-        drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper)
+        answering = peers if settings.peer == "answer" else None
+        drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper, answering)
+    verifier: Verifier | None = None
+    if target is not None:
+        verifier = target if isinstance(target, Verifier) else ModelVerifier(target, choice)
     rows = [
         Row(
             index=i,
@@ -116,19 +126,21 @@ def decode(
         row.record.charged = None if beta_upper is None or mode not in ("bounded", "fedhlm") else 0.0
     left = rows
     while left:
-        if propose is not None and mode == "exact":
+        if peers is not None and mode == "exact":
             for row in left:
-                _take_proposal(row, propose(row.index, row.ids), settings.block)
+                _take_drafts(row, peers, settings.block)
         if drafter is not None:
             drafter.draft(left)
         waiting = [row for row in left if not row.is_done]
-        if waiting and target is not None:
-            verify(target, waiting, choice)
+        if waiting and verifier is not None:
+            verifier.verify(waiting)
         for row in left:
             if row.is_done:
-                if settings.audit == "all" and target is not None:
-                    audit_the_rest(row, target, choice)
-                for model in (drafter, target):
+                if settings.audit == "all" and verifier is not None:
+                    verifier.audit_the_rest(row)
+                if peers is not None:
+                    peers.learn(row.index, row.written, row.resolved)
+                for model in (drafter, verifier):
                     if model is not None:
                         model.forget(row.index)
         left = [row for row in left if not row.is_done]
@@ -137,11 +149,12 @@ def decode(
 
 def _as_drafter(
     draft: "NextTokenModel | Drafter",
-    target: NextTokenModel | None,
+    target: NextTokenModel | Verifier | None,
     settings: DecodeSettings,
     choice: Choice,
     uncertainty: Uncertainty | None,
     beta_upper: Callable[[float], float] | None,
+    peers: Peers | None,
 ) -> Drafter:
     if isinstance(draft, Drafter):
         return draft
@@ -153,14 +166,16 @@ def _as_drafter(
     if uncertainty is None and settings.mode != "local":
         raise ConfigError(f"mode {settings.mode} needs an uncertainty: a function of the SLM's logits.")
     gate = None if settings.mode == "local" else uncertainty
-    return TokenDrafter(draft, settings, choice, gate, beta_upper)
+    return TokenDrafter(draft, settings, choice, gate, beta_upper, peers)
 
 
 def _room(i: int, prompt_tokens: int, max_new_tokens: int, models: Sequence[object]) -> int:
     """How many tokens may be written before a context is full."""
     # The last token is written, never read.
     limits = [
-        model.limit + 1 for model in models if isinstance(model, NextTokenModel) and model.limit is not None
+        model.limit + 1
+        for model in models
+        if isinstance(model, NextTokenModel | Verifier) and model.limit is not None
     ]
     room = min([max_new_tokens, *(limit - prompt_tokens for limit in limits)])
     if room < 1:
@@ -170,9 +185,12 @@ def _room(i: int, prompt_tokens: int, max_new_tokens: int, models: Sequence[obje
     return room
 
 
-def _take_proposal(row: Row, tokens: Sequence[int], block: int) -> None:
-    """A peer's guess as this row's block. It comes without a law, so the LLM compares it with its own choice."""
-    row.pending = [Draft(int(token)) for token in tokens[: max(0, min(block, row.room - 1))]]
+def _take_drafts(row: Row, peers: Peers, block: int) -> None:
+    """What peers know as this row's block. It comes without a law, so the LLM compares it with its own choice."""
+    known = peers.known(row.index, row.written)
+    tokens = [] if known is None else known.tokens
+    row.pending = [Draft(token) for token in tokens[: max(0, min(block, row.room - 1))]]
     row.draft_ends = bool(row.pending)
+    row.record.peer_drafted += len(row.pending)
     if row.pending and row.spell is not None:
         row.block_bytes = 1 + sum(len(row.spell(draft.token)) for draft in row.pending)

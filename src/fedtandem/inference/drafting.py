@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fedtandem.errors import ConfigError
 from fedtandem.inference.choice import Choice, checked_logits
+from fedtandem.inference.peer_tokens import Peers
 from fedtandem.inference.routing import is_sent
 from fedtandem.inference.row import Row
 from fedtandem.inference.settings import DecodeSettings
@@ -91,8 +93,10 @@ class TokenDrafter:
         choice: Choice,
         uncertainty: Uncertainty | None,
         beta_upper: Callable[[float], float] | None,
+        peers: Peers | None = None,
     ) -> None:
         self._model = model
+        self._peers = peers
         self._settings = settings
         self._choice = choice
         self._uncertainty = uncertainty
@@ -134,10 +138,23 @@ class TokenDrafter:
             ):
                 self._keep(row, scores, u, bound)
                 return
-        draft = self._drawn(row, scores)
+        if self._peers is not None and not row.pending and self._takes_answer(row, self._peers):
+            return
+        draft = replace(self._drawn(row, scores), u=u)
         row.pending.append(draft)
         opens = self._may_keep and len(row.pending) == 1
         row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)
+
+    def _takes_answer(self, row: Row, peers: Peers) -> bool:
+        """Show the token that the LLM wrote in this place for a peer, if it did."""
+        known = peers.known(row.index, row.written)
+        if known is None or not known.resolved[0]:
+            return False
+        row.record.peer += 1
+        if self._settings.uplink == "greedy" and self._settings.audit != "none":
+            row.unaudited.append((len(row.written), None, 0.0))
+        row.commit([known.tokens[0]], resolved=False)
+        return True
 
     def _drawn(self, row: Row, scores: Tensor) -> Draft:
         """A draft that will be verified, with what verification needs."""
@@ -159,7 +176,7 @@ class TokenDrafter:
         row.record.kept += 1
         if self._is_audited(row, len(scores)):
             row.unaudited.append((len(row.written), scores.softmax(dim=-1), u))
-        row.commit([token])
+        row.commit([token], resolved=False)
 
     def _is_audited(self, row: Row, vocab_size: int) -> bool:
         audit = "none" if self._settings.mode == "local" else self._settings.audit

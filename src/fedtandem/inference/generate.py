@@ -20,8 +20,11 @@ from fedtandem.inference.bridge import (
 )
 from fedtandem.inference.decode import Decoded, decode
 from fedtandem.inference.drafting import Drafter, NextTokenModel, Uncertainty
+from fedtandem.inference.peer_tokens import Peers, PeerSource
 from fedtandem.inference.record import Record
+from fedtandem.inference.row import OnCommit
 from fedtandem.inference.settings import DecodeSettings
+from fedtandem.inference.verify import Verifier
 
 Bridge = Literal["auto", "slem", "tli"]
 OnText = Callable[[int, str], None]
@@ -40,8 +43,8 @@ class Party(Protocol):
         """Its own."""
         ...
 
-    def cached_rows(self, n_rows: int) -> NextTokenModel:
-        """The model reading so many texts at once."""
+    def cached_rows(self, n_rows: int) -> NextTokenModel | Verifier:
+        """The model reading so many texts at once; of an LLM elsewhere, who asks it."""
         ...
 
 
@@ -95,8 +98,9 @@ def generate(
     bridge: Bridge = "auto",
     chat_template: bool = False,
     batch_size: int = 32,
-    propose: Callable[[int, str], str] | None = None,
+    peers: PeerSource | None = None,
     on_text: OnText | None = None,
+    on_tokens: OnCommit | None = None,
     on_audit: Callable[[int, float, float], None] | None = None,
 ) -> list[Generation]:
     """Answer prompts with two models.
@@ -109,9 +113,10 @@ def generate(
             (`tli`); `auto` takes `slem` in `exact`, else `tli`.
         chat_template: each side wraps the prompt in its own template.
         batch_size: prompts that go through the models together; changes no answer but by rounding.
-        propose: in `exact`, a peer's guess of how an answer goes on: (prompt, its text so far) -> text. It is tried
-            before the SLM drafts, and changes no law.
+        peers: answers of the target to prompts of others; `settings.peer` says how they are used. What the target
+            resolves here is added, batch by batch.
         on_text: called with (prompt, new text); its chunks make up each answer, and none is ever taken back.
+        on_tokens: called with (prompt, new tokens of the writing model) before `on_text`; True ends that answer.
         on_audit: as in `decode`.
 
     Returns:
@@ -145,16 +150,12 @@ def generate(
 
         def show(
             row: int, tokens: list[int], start: int = start, streams: list[TextStream] = streams
-        ) -> None:
+        ) -> bool | None:
+            ends = None if on_tokens is None else on_tokens(start + row, tokens)
             chunk = streams[row].add(spell(writer.tokenizer.card, tokens))
             if on_text is not None and chunk:
                 on_text(start + row, chunk)
-
-        def guess(
-            row: int, _: list[int], start: int = start, streams: list[TextStream] = streams
-        ) -> list[int]:
-            text = "" if propose is None else propose(start + row, streams[row].text)
-            return [int(token) for token in writer.tokenizer.continue_ids(text)] if text else []
+            return ends
 
         def audited(row: int, u: float, error: float, start: int = start) -> None:
             if on_audit is not None:
@@ -162,7 +163,12 @@ def generate(
 
         chosen_settings = replace(settings, seed=settings.seed + start)
         decoded = batch.decode(
-            chosen_settings, uncertainty, beta_upper, show, None if propose is None else guess, audited
+            chosen_settings,
+            uncertainty,
+            beta_upper,
+            show,
+            None if peers is None else peers.open(chosen),
+            audited,
         )
         for i, (prompt, stream, answer) in enumerate(zip(chosen, streams, decoded, strict=True)):
             rest = stream.add(b"", final=True)
@@ -205,8 +211,8 @@ class _Batch:
         settings: DecodeSettings,
         uncertainty: Uncertainty | None,
         beta_upper: Callable[[float], float] | None,
-        show: Callable[[int, list[int]], None],
-        guess: Callable[[int, list[int]], list[int]] | None,
+        show: OnCommit,
+        peers: Peers | None,
         audited: Callable[[int, float, float], None],
     ) -> list[Decoded]:
         """Every prompt's answer."""
@@ -221,7 +227,7 @@ class _Batch:
             eos_id=card.roles["eos"],
             uncertainty=uncertainty,
             beta_upper=beta_upper,
-            propose=guess,
+            peers=peers,
             on_commit=show,
             on_audit=audited,
             prompt_bytes=[len(prompt.encode()) for prompt in self.prompts] if crosses else None,
@@ -233,7 +239,7 @@ class _Batch:
     ) -> NextTokenModel | Drafter | None:
         if self.draft is None or settings.mode == "cloud":
             return None
-        model = self.draft.cached_rows(len(self.prompts))
+        model = _reader(self.draft, len(self.prompts))
         if self.crossing == "same" or self.target is None:
             return model
         prompts, speller = self._ids(self.draft), self.target.tokenizer
@@ -249,10 +255,20 @@ class _Batch:
             return torch.ones(1, dtype=torch.float64)
         own, _ = shared_tokens(self.draft.tokenizer.card, self.target.tokenizer.card)
         prompts = self._ids(self.draft)
-        model = self.draft.cached_rows(len(prompts))
+        model = _reader(self.draft, len(prompts))
         answers = model.logits(range(len(prompts)), prompts, [len(prompt) for prompt in prompts])
         return torch.cat([shared_mass(answer.cpu(), own) for answer in answers])
 
     def _ids(self, party: Party) -> list[list[int]]:
         encode = party.tokenizer.encode_prompt
         return [[int(i) for i in encode(prompt, chat_template=self.chat_template)] for prompt in self.prompts]
+
+
+def _reader(party: Party, n_rows: int) -> NextTokenModel:
+    """The SLM reading so many texts; it must be here, since its laws are looked at."""
+    model = party.cached_rows(n_rows)
+    if not isinstance(model, NextTokenModel):
+        raise ConfigError(
+            f"{party.name} cannot draft: its logits stay elsewhere. Draft with a model of this process."
+        )
+    return model

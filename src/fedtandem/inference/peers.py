@@ -5,14 +5,16 @@ choice, specification, section 8.
 """
 
 import hmac
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fedtandem.errors import ConfigError
 from fedtandem.inference.similarity import START
 
 Floats = npt.NDArray[np.float32]
@@ -95,7 +97,10 @@ class Inserted:
 
 
 class PeerCache:
-    """An edge's store of attested answers; exact search.
+    """An edge's store of attested answers.
+
+    What is served is always found exactly, among the entries that pass the gates. What is near and does not pass them
+    is only counted (`gate_refused`), and searching for that is most of the work of a look-up without a hit.
 
     Args:
         key: the tenant's secret, shared with its cloud.
@@ -103,6 +108,11 @@ class PeerCache:
         delta_sim: least cosine of a hit.
         ttl_s: entries older than this are not served.
         quota: entries per client.
+        index: how the nearest of all entries is found: "exact", or "usearch" (approximate; `pip install
+            "fedtandem[ann]"`), worth it above some 10^5 entries.
+
+    Raises:
+        ConfigError: another index, or usearch is not installed.
     """
 
     def __init__(
@@ -114,6 +124,7 @@ class PeerCache:
         ttl_s: float = TTL_S,
         quota: int = QUOTA,
         max_failed_audits: int = MAX_FAILED_AUDITS,
+        index: Literal["exact", "usearch"] = "exact",
     ) -> None:
         self.delta_sim = delta_sim
         self._key, self._ttl_s, self._quota, self._max_failed = key, ttl_s, quota, max_failed_audits
@@ -125,8 +136,9 @@ class PeerCache:
         self._times = np.zeros(64)
         self._served = np.zeros(64, dtype=bool)
         """False for entries of quarantined clients."""
-        self._gates = np.zeros(64, dtype="V32")
-        """namespace and context, 16 bytes each: one comparison for both."""
+        self._behind: defaultdict[bytes, array[int]] = defaultdict(lambda: array("q"))
+        """Namespace and context -> entries."""
+        self._approximate = None if index == "exact" else _usearch(index, dimension)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -151,7 +163,9 @@ class PeerCache:
             self._grow()
         self._vectors[n] = vector / norm
         self._times[n], self._served[n] = entry.time_s, True
-        self._gates[n] = np.void(entry.namespace + entry.context)
+        self._behind[entry.namespace + entry.context].append(n)
+        if self._approximate is not None:
+            self._approximate.add(n, self._vectors[n])
         self._entries.append(entry)
         self._owners.append(client)
         self._inserted[client] += 1
@@ -170,18 +184,28 @@ class PeerCache:
         norm = float(np.linalg.norm(vector)) if vector.shape == self._vectors.shape[1:] else 0.0
         if n == 0 or not (np.isfinite(norm) and norm > 0):
             return Found("miss", -1.0)
-        cosine = self._vectors[:n] @ (vector / norm)
-        allowed = self._gates[:n] == np.void(namespace + context)
-        allowed &= self._served[:n]
-        allowed &= (self._times[:n] > now_s - self._ttl_s) & (self._times[:n] <= now_s + CLOCK_SKEW_S)
-        candidates = np.flatnonzero(allowed)
-        if len(candidates):
-            best = int(candidates[np.argmax(cosine[candidates])])
+        vector = vector / norm
+        behind = np.array(self._behind.get(namespace + context, ()), dtype=np.int64)
+        times = self._times[behind]
+        is_young = (times > now_s - self._ttl_s) & (times <= now_s + CLOCK_SKEW_S)
+        behind = behind[self._served[behind] & is_young]
+        if len(behind):
+            # Picking out many vectors takes longer than multiplying them all.
+            few = 8 * len(behind) < n
+            cosine = self._vectors[behind] @ vector if few else (self._vectors[:n] @ vector)[behind]
+            best = int(np.argmax(cosine))
+            entry, owner = self._entries[behind[best]], self._owners[behind[best]]
             # Checked again at serving: what lies in memory may have been changed since.
-            if cosine[best] >= self.delta_sim and is_genuine(self._entries[best], self._key):
-                return Found("hit", float(cosine[best]), self._entries[best], self._owners[best])
-        nearest = float(cosine.max())
+            if cosine[best] >= self.delta_sim and is_genuine(entry, self._key):
+                return Found("hit", float(cosine[best]), entry, owner)
+        nearest = self._nearest(vector)
         return Found("gate_refused" if nearest >= self.delta_sim else "miss", nearest)
+
+    def _nearest(self, vector: Floats) -> float:
+        """The largest cosine among all entries."""
+        if self._approximate is None:
+            return float((self._vectors[: len(self._entries)] @ vector).max())
+        return 1 - float(self._approximate.search(vector, 1).distances[0])
 
     def report_audit(self, client: str, right: bool) -> None:
         """An entry of this client was served and the cloud asked afterwards; too many faults take it out."""
@@ -197,10 +221,19 @@ class PeerCache:
         return self._failed[client] >= self._max_failed
 
     def _grow(self) -> None:
-        self._vectors, self._times, self._served, self._gates = (
-            np.concatenate([old, np.zeros_like(old)])
-            for old in (self._vectors, self._times, self._served, self._gates)
+        self._vectors, self._times, self._served = (
+            np.concatenate([old, np.zeros_like(old)]) for old in (self._vectors, self._times, self._served)
         )
+
+
+def _usearch(index: str, dimension: int) -> Any:
+    if index != "usearch":
+        raise ConfigError(f"index {index!r} is unknown; use exact or usearch.")
+    try:
+        from usearch.index import Index
+    except ImportError as error:
+        raise ConfigError('index usearch needs usearch: pip install "fedtandem[ann]".') from error
+    return Index(ndim=dimension, metric="cos", dtype="f32")
 
 
 def nearest_label(

@@ -8,6 +8,9 @@ from torch import Tensor
 from fedtandem.inference.record import Record
 from fedtandem.inference.uplink import Draft
 
+OnCommit = Callable[[int, list[int]], bool | None]
+"""(prompt, its new tokens), as soon as they are final; True ends the answer there."""
+
 
 @dataclass
 class Row:
@@ -19,7 +22,7 @@ class Row:
     """What it takes to tell the server the prompt."""
     limit: int
     eos_id: int
-    on_commit: Callable[[int, list[int]], None] | None
+    on_commit: OnCommit | None
     written: list[int] = field(default_factory=list)
     pending: list[Draft] = field(default_factory=list)
     draft_ends: bool = False
@@ -30,8 +33,11 @@ class Row:
     """Size of the pending block on the wire, where its drafter sends something else than ids."""
     spell: Callable[[int], bytes] | None = None
     """Bytes of a token, where the client does not know the LLM's ids and answers travel as text."""
-    unaudited: list[tuple[int, Tensor, float]] = field(default_factory=list)
-    """(place in `written`, draft law (V,) float32, u) of kept tokens whose LLM law was not seen yet."""
+    resolved: list[bool] = field(default_factory=list)
+    """Of each token of `written`: whether the LLM wrote or verified it."""
+    unaudited: list[tuple[int, Tensor | None, float]] = field(default_factory=list)
+    """(place in `written`, draft law (V,) float32 or None for a peer's token, u) of tokens shown before the LLM's law
+    in their place was seen."""
     on_audit: Callable[[int, float, float], None] | None = None
     charged: float = 0.0
     is_done: bool = False
@@ -47,10 +53,15 @@ class Row:
         """The whole text with what is pending."""
         return [*self.prompt, *self.written, *(draft.token for draft in self.pending)]
 
-    def commit(self, tokens: list[int]) -> None:
-        """Write tokens that nothing will take back, and show them."""
+    def commit(self, tokens: list[int], *, resolved: bool) -> None:
+        """Write tokens that nothing will take back, and show them.
+
+        Args:
+            resolved: whether the LLM wrote or verified them.
+        """
         self.written += tokens
+        self.resolved += [resolved] * len(tokens)
         self.record.tokens = len(self.written)
         self.is_done = tokens[-1] == self.eos_id or len(self.written) >= self.limit
-        if self.on_commit is not None:
-            self.on_commit(self.index, tokens)
+        if self.on_commit is not None and self.on_commit(self.index, tokens):
+            self.is_done = True

@@ -10,6 +10,9 @@ from fedtandem.inference.uplink import UPLINKS, Uplink
 Mode = Literal["exact", "bounded", "fedhlm", "local", "cloud"]
 MODES: tuple[Mode, ...] = ("exact", "bounded", "fedhlm", "local", "cloud")
 Audit = Literal["none", "passing", "all"]
+Peer = Literal["draft", "answer"]
+PEER_USES: dict[Peer, tuple[Mode, ...]] = {"draft": ("exact", "cloud"), "answer": ("fedhlm", "cloud")}
+"""How what peers know may be used -> the modes it goes with; `cloud` only adds to it."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class DecodeSettings:
     """Kept tokens whose error is measured: none, those the LLM reads later anyway, or all (extra passes at the
     end, counted apart)."""
 
+    peer: Peer = "draft"
+    """How what peers know is used, where there are any: verified by the LLM, or taken as it is."""
+
     def __post_init__(self) -> None:
         for name, value, known in (
             ("mode", self.mode, MODES),
             ("uplink", self.uplink, UPLINKS),
             ("audit", self.audit, ("none", "passing", "all")),
+            ("peer", self.peer, tuple(PEER_USES)),
         ):
             if value not in known:
                 raise ConfigError(f"{name} {value!r} is unknown; use {', '.join(known)}.")

@@ -82,15 +82,22 @@ class Draft:
     Attributes:
         token: its id.
         law: what it was drawn from, where the server accepts or resamples; None where it compares with its own.
+        u: how unsure its drafter was; None where that is not of this token.
     """
 
     token: int
     law: SparseLaw | None = None
+    u: float | None = None
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
     """4 B each."""
     return b"".join(token.to_bytes(4, "little") for token in ids)
+
+
+def unpack_ids(data: bytes) -> list[int]:
+    """`pack_ids` undone; bytes beyond the last whole id are left out."""
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data) // 4 * 4, 4)]
 
 
 def pack_law(law: SparseLaw, first: int, vocab_size: int) -> bytes:

@@ -97,12 +97,12 @@ class CachedRows:
             return self._afresh(ids, last)
         new: dict[int, list[int]] = {}
         for row, text, count in zip(rows, ids, last, strict=True):
-            kept = min(_common(self._held[row], text), len(text) - count)
+            kept = min(common_length(self._held[row], text), len(text) - count)
             self._crop(row, kept)
             new[row] = [int(token) for token in text[kept:]]
         self._cut_off()
         output = self._feed(new, max(last))
-        if self._cache is not None and not _is_plain(self._cache):
+        if self._cache is not None and not is_plain(self._cache):
             # Windows forget columns by count, and masked ones would count: right answers come first.
             self._can_cache, self._cache = False, None
         return [
@@ -183,7 +183,7 @@ class CachedRows:
         return [output[b, output.shape[1] - count :, : self._vocab_size] for b, count in enumerate(last)]
 
 
-def _common(held: list[int], text: Sequence[int]) -> int:
+def common_length(held: list[int], text: Sequence[int]) -> int:
     """Length of the common beginning."""
     n = min(len(held), len(text))
     # Texts mostly grow: one comparison of lists is much faster than a loop.
@@ -192,7 +192,7 @@ def _common(held: list[int], text: Sequence[int]) -> int:
     return next(i for i in range(n) if held[i] != text[i])
 
 
-def _is_plain(cache: Any) -> bool:
+def is_plain(cache: Any) -> bool:
     """Whether every layer keeps all its columns: nothing else can be cut, squeezed or masked in the middle."""
     layers = getattr(cache, "layers", None)
     return layers is not None and all(type(layer).__name__ == "DynamicLayer" for layer in layers)

@@ -17,6 +17,7 @@ from fedtandem.models.adapters import read_state, restore_folder, save_folder, w
 from fedtandem.models.cached_rows import CachedRows
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.generation import chooser, greedy
+from fedtandem.models.session_reader import SessionReader
 from fedtandem.models.tokenizer import TextTokenizer
 
 PaddingSide = Literal["left", "right"]
@@ -163,6 +164,16 @@ class LanguageModel:
         hidden: Tensor = last.float() * mask[:, :, None]
         return hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
+    @torch.no_grad()
+    def embed(self, token_ids: Sequence[npt.NDArray[np.integer[Any]]]) -> npt.NDArray[np.float32]:
+        """`mean_hidden` of texts of any lengths, a few at a time; (N, d) float32.
+
+        Raises:
+            ModelError: a text is longer than the model's context.
+        """
+        parts = [self.mean_hidden([np.asarray(ids, np.int32)]) for ids in token_ids]
+        return torch.cat(parts).cpu().numpy()
+
     def _check_length(self, n_tokens: int) -> None:
         limit = getattr(self._causal.config, "max_position_embeddings", None)
         if limit is not None and n_tokens > int(limit):
@@ -290,17 +301,23 @@ class LanguageModel:
     def cached_rows(self, n_rows: int) -> CachedRows:
         """This model reading `n_rows` growing texts, with keys and values kept; puts it in evaluation mode."""
         self.model.eval()
+        return CachedRows(self._forward, n_rows, **self._reading())
+
+    def session_reader(self, cache_bytes: int) -> SessionReader:
+        """This model reading texts that come and go, with at most so many bytes of keys and values kept."""
+        self.model.eval()
+        return SessionReader(self._forward, cache_bytes=cache_bytes, **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
         limit = getattr(self._causal.config, "max_position_embeddings", None)
-        return CachedRows(
-            self._forward,
-            n_rows,
-            vocab_size=self.tokenizer.vocab_size,
-            pad_id=self.tokenizer.pad_id,
-            limit=None if limit is None else int(limit),
+        return {
+            "vocab_size": self.tokenizer.vocab_size,
+            "pad_id": self.tokenizer.pad_id,
+            "limit": None if limit is None else int(limit),
             # Without positions as an input a model counts columns, masked ones included.
-            can_cache=self._takes_positions,
-            name=self.name,
-        )
+            "can_cache": self._takes_positions,
+            "name": self.name,
+        }
 
     def _forward(
         self, step_ids: Tensor, attention_mask: Tensor, cache: Any, n_last: int

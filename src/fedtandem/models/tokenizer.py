@@ -12,7 +12,7 @@ from tokenizers import Encoding
 
 from fedtandem.alignment.card import ROLES, VocabularyCard
 from fedtandem.errors import DataError, ModelError, UnknownTokenId
-from fedtandem.models.chat import template_around
+from fedtandem.models.chat import template_around, template_pieces
 from fedtandem.models.encoded import Encoded, Piece, lay_out
 from fedtandem.models.spelling import Spelling, read_spelling, without_dummy_prefix, without_marks
 from fedtandem.models.token_ends import Ends, encodable, offset_ends, token_ends
@@ -198,6 +198,26 @@ class TextTokenizer:
             return np.concatenate([before, piece.ids, after]).astype(np.int32)
         (piece,) = self._whole([prompt]) if prompt else (Piece.empty(),)
         return np.concatenate([self._first_context(bool(piece.ids.size)), piece.ids]).astype(np.int32)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be written as this tokenizer's model was taught them."""
+        return bool(getattr(self.hf, "chat_template", None))
+
+    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> Ids:
+        """A conversation of (role, content) in the chat template, as the beginning of an answer; (T,) int32.
+
+        Special strings in a content are text; the template's own are tokens.
+
+        Raises:
+            ModelError: as `models.chat.template_pieces`.
+        """
+        first, *pieces = template_pieces(self.hf, [role for role, _ in messages])
+        parts = [np.array(self.spelling.encode([first], marks_are_text=False)[0].ids, np.int32)]
+        for (_, content), piece in zip(messages, pieces, strict=True):
+            after = self._inside.encode([piece], marks_are_text=False)[0].ids if piece else []
+            parts += [self.continue_ids(content), np.array(after, np.int32)]
+        return np.concatenate(parts)
 
     def continue_ids(self, text: str) -> Ids:
         """Ids of text that follows other tokens: no BOS, no dummy space in front; (T,) int32, may be empty."""

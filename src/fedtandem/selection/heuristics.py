@@ -3,7 +3,6 @@
 Source: specification of LaDa, section 6; studies, sections 2 and 7 (`confident_gap`, `verified_gap`).
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,9 +206,3 @@ def own_heuristic(reference: str) -> Heuristic:
     return Heuristic(
         reference, import_function(reference, "selection.selector", "(rows, generator) -> (n,) scores")
     )
-
-
-def suggestion(name: str, known: tuple[str, ...]) -> str:
-    """What may have been meant, for the end of a message; "" where nothing is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -7,9 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedtandem.errors import ConfigError
+from fedtandem.errors import ConfigError, did_you_mean
 from fedtandem.selection.dual_min_ce import NO_TEACHER, choose_teacher
-from fedtandem.selection.heuristics import suggestion
 from fedtandem.user_code import import_function
 
 
@@ -76,10 +75,10 @@ def load_selector(reference: str, *, margin: float = 0.0) -> Selector:
     if reference in SELECTORS:
         return functools.partial(dual_min_ce, margin=margin) if margin else SELECTORS[reference]
     if ":" not in reference:
-        hint = suggestion(reference, tuple(SELECTORS))
+        hint = did_you_mean(reference, SELECTORS)
         raise ConfigError(
             f"selection.teacher is {reference!r}, which is neither a built-in rule ({', '.join(SELECTORS)}) "
-            f'nor of the form "package.module:function".{hint}'
+            f'nor of the form "package.module:function"{hint}'
         )
     shape = "(own_loss, peer_losses, generator) -> (N,) int64"
     return checked(import_function(reference, "selection.teacher", shape), reference)

@@ -8,6 +8,7 @@ the cells; `studies/tables.py` copies tables into docs/evidence.md.
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ PROMPT_CHARACTERS = 96
 TAU_KEPT, EPS = 0.5, 0.1
 FULL_BLOCK = 1.0
 """As tau: no draft is too doubtful, so blocks are full and their size is what is measured."""
+COPY_BITS = 3
+"""Of the weights of the drafter `copy`, the LLM itself rounded: its drafts are sure enough to be kept."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Cell:
     Attributes:
         text: "novels" or "chains".
         seed: of models and sampling.
-        drafter: a party of the text; "" in mode `cloud`.
+        drafter: a party of the text, or "copy": the LLM in COPY_BITS bits; "" in mode `cloud`.
         bridge: "same", "slem" or "tli".
         calibration: answers the prompts that bounds are made of.
     """
@@ -105,8 +108,11 @@ def cells(size: Size) -> list[Cell]:
             found += [Cell(text, seed, *first, "exact", "shared_noise", block) for block in size.blocks]
             kept = drafters[0] if text == "novels" else drafters[2]  # SLEM cannot keep tokens unseen
             found += [Cell(text, seed, *kept, "exact", uplink) for uplink in ("scalar", "sparse")]
-            fedhlm = Cell(text, seed, *kept, "fedhlm", "scalar")
-            found += [replace(fedhlm, calibration=True), fedhlm, replace(fedhlm, mode="bounded")]
+            copied = ("copy", "same")
+            found += [Cell(text, seed, *copied, "exact", "shared_noise")]
+            for drafter in (kept, copied):
+                fedhlm = Cell(text, seed, *drafter, "fedhlm", "scalar")
+                found += [replace(fedhlm, calibration=True), fedhlm, replace(fedhlm, mode="bounded")]
     return found
 
 
@@ -212,6 +218,8 @@ class Study:
         return [(sample.answer or "")[:PROMPT_CHARACTERS] for sample in samples]
 
     def _load(self, text: str, seed: int, name: str) -> LanguageModel:
+        if name == "copy":
+            return rounded(self._model(text, seed, "server"), COPY_BITS)
         if text == "chains":
             return load_model(ModelSpec(f"embedded:chains-{name}", tuning_method="none"))
         for file in self._configs:
@@ -220,6 +228,17 @@ class Study:
             if name in parties:
                 return load_model(model_spec(config, parties[name], name, lambda *_: None))
         raise KeyError(name)
+
+
+def rounded(lm: LanguageModel, bits: int) -> LanguageModel:
+    """A copy with every row of every matrix rounded to `bits` bits: symmetric, one scale a row."""
+    model = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 2:
+                step = weights.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+                weights.copy_((weights / step).round() * step)
+    return LanguageModel(model, lm.tokenizer, name=f"{lm.name}, {bits} bits")
 
 
 _BRIDGES: Mapping[str, Bridge] = {"same": "auto", "slem": "slem", "tli": "tli"}

@@ -50,6 +50,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bridge", choices=["auto", "slem", "tli"], default="auto", help="between different tokenizers"
     )
+    parser.add_argument(
+        "--peer",
+        choices=["off", "draft", "answer"],
+        default="off",
+        help="what the large model wrote for an earlier prompt with the same words: drafts it verifies (mode exact) or "
+        "answers to uncertain tokens (mode fedhlm)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
@@ -78,6 +85,7 @@ def call(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         temperature=arguments.temperature,
         audit=arguments.audit,
+        **({} if arguments.peer == "off" else {"peer": arguments.peer}),
     )
     from fedtandem.federation.generate import GenerateRequest, generate_command, in_words
 
@@ -96,6 +104,7 @@ def call(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             output=arguments.output,
             settings=settings,
+            shares=arguments.peer != "off",
         ),
         (lambda _, text: print(text, end="", flush=True)) if shows else None,
     )

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +103,6 @@ def run(request: Request, *, quiet: bool = False) -> dict[str, Any]:
         DataError: no data, or cells of other settings.
         ModelError: scikit-learn is not installed.
     """
-    started = time.process_time()
     cells: dict[int, Any] = {}
     items: dict[int, Any] = {}
     made: dict[int, Any] = {}
@@ -120,7 +118,7 @@ def run(request: Request, *, quiet: bool = False) -> dict[str, Any]:
                 request.traces, request.data, seed, request.skews, request.settings, watch
             )
             cells[seed], items[seed] = _one_seed(request, seed, made[seed], watch)
-            summary = _summary(request, cells, items, made, time.process_time() - started)
+            summary = _summary(request, cells, items, made)
             write_text(request.output / "summary.json", to_json(summary))
     write_text(request.output / "report.html", study_page(plain(summary)))
     return summary
@@ -153,7 +151,6 @@ def _summary(
     cells: Mapping[int, Any],
     items: Mapping[int, Any],
     made: Mapping[int, Any],
-    seconds: float,
 ) -> dict[str, Any]:
     if request.study == "news-routing":
         body = news_routing.summary(cells, items, request.skews, SLMS)
@@ -169,7 +166,6 @@ def _summary(
         "made": {"key": first["key"], "parameters": first["parameters"], "fit": first["fit"],
                  "calibration": first["calibration"], "test": first["test"],
                  "cpu_seconds_of_traces": [round(made[seed]["cpu_seconds"]) for seed in sorted(made)]},
-        "cpu_seconds_here": round(seconds),
         "cells": {seed: cells[seed] for seed in sorted(cells)},
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 from fedtandem.reports.figures import Plot
 from fedtandem.reports.html import render
 from fedtandem.reports.svg import INK, MUTED, SERIES, panel, to_svg
+from fedtandem.studies.routing.tables import SHOWN
 
 _LINES = ("expected", "scorer", "query", "random", "oracle")
 _COSTS = ("histogram", "fedavg", "fedavg_tuned", "fixed_best")
@@ -17,7 +18,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
     plots = []
     if "curves" in summary:
         plots = [_bought(summary["curves"]), _dearer(summary["prices"], summary["costs"])]
-    asked = [bar for bar in summary["bars"] if not bar["asked"].startswith("(shown)")]
+    asked = [bar for bar in summary["bars"] if not bar["asked"].startswith(SHOWN)]
     met = sum(bool(bar["met"]) for bar in asked)
     return render(
         "routing_study.html.j2",

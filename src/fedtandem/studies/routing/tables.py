@@ -10,6 +10,9 @@ import numpy as np
 from fedtandem.reports.wording import MINUS, THIN
 from fedtandem.studies.statistics import t_interval
 
+SHOWN = "(shown)"
+"""Begins the name of a bar that nobody asked for."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -130,8 +133,11 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 def bars_table(bars: Sequence[Bar], title: str = "What was asked") -> Table:
     """The bars as a table."""
-    rows = tuple(
-        (b.asked, b.measured, ("met" if b.met else "**missed**") + (f": {b.why}" if b.why else ""))
-        for b in bars
-    )
+    rows = tuple((b.asked, b.measured, _outcome(b)) for b in bars)
     return Table(title, ("asked", "measured (95 % t over seeds)", "outcome"), rows)
+
+
+def _outcome(bar: Bar) -> str:
+    if bar.asked.startswith(SHOWN):
+        return "nothing was asked"
+    return ("met" if bar.met else "**missed**") + (f": {bar.why}" if bar.why else "")

@@ -1,0 +1,1 @@
+"""The HTTP shell of device, edge and cloud; no arithmetic."""

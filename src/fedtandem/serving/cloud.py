@@ -1,0 +1,117 @@
+"""The cloud's routes: blocks are judged, and the LLM says what it is."""
+
+import base64
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+
+from fedtandem import __version__
+from fedtandem.config.serve import LimitsConfig
+from fedtandem.exchange.carrier import SCHEMA
+from fedtandem.exchange.verification import VerifyReply
+from fedtandem.models.tokenizer import TextTokenizer
+from fedtandem.serving.keys import Keyring
+from fedtandem.serving.metrics import CloudMetrics
+from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+SCOPES = {"/v1/verify": "verify", "/v1/model": "verify", "/v1/tokenizer": "verify"}
+
+
+class Judging(Protocol):
+    """An LLM that judges blocks: a model here (`VerifyService`), or one that is served elsewhere (`CompareService`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model."""
+        ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Its own."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens its context holds."""
+        ...
+
+    @property
+    def attests(self) -> bool:
+        """Whether entries for peers are signed."""
+        ...
+
+    async def verify(self, tenant: str, body: bytes) -> bytes:
+        """Answer one request."""
+        ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """For the metrics: name -> value."""
+        ...
+
+
+def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metrics: CloudMetrics) -> FastAPI:
+    """The app of a cloud."""
+
+    async def is_ready() -> Mapping[str, object]:
+        return {"ready": True, "model": service.fingerprint}
+
+    def refresh() -> None:
+        for name, value in service.gauges().items():
+            metrics.gauges[name].set(value)
+
+    app = new_app(
+        "cloud", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+    )  # fmt: skip
+    described = describe(service)
+    files = tokenizer_files(service.tokenizer)
+
+    @app.get("/v1/model")
+    async def model() -> dict[str, Any]:
+        return described
+
+    @app.get("/v1/tokenizer")
+    async def tokenizer() -> dict[str, Any]:
+        return {"hash": described["tokenizer"], "files": files}
+
+    @app.post("/v1/verify", response_class=Response)
+    async def verify(request: Request) -> Response:
+        reply = await service.verify(tenant_of(request), await request.body())
+        said = VerifyReply.from_bytes(reply)
+        own = len(said.tokens) - said.accepted
+        metrics.tokens.labels("slm").inc(said.accepted)
+        metrics.tokens.labels("llm").inc(own)
+        metrics.drafts.labels("accepted").inc(said.accepted)
+        metrics.cost.inc(said.passes)
+        tell(request, accepted=said.accepted, own=own, passes=said.passes)
+        return Response(reply, media_type=FRAME)
+
+    return app
+
+
+def describe(service: Judging) -> dict[str, Any]:
+    """What a device has to know of the LLM."""
+    tokenizer = service.tokenizer
+    return {
+        "version": __version__, "schema": SCHEMA, "model": service.fingerprint, "tokenizer": tokenizer.card.hash,
+        "vocab_size": tokenizer.vocab_size, "limit": service.limit, "attests": service.attests,
+    }  # fmt: skip
+
+
+def tokenizer_files(tokenizer: TextTokenizer) -> dict[str, str]:
+    """The tokenizer as files, base64: what `from_pretrained` needs, and nothing that could be run."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return {
+            name: base64.b64encode((Path(folder) / name).read_bytes()).decode()
+            for name in TOKENIZER_FILES
+            if (Path(folder) / name).is_file()
+        }

@@ -1,0 +1,116 @@
+"""Generate and compare: any OpenAI-compatible server as the LLM. It writes on greedily; drafts that equal it stand.
+
+The server says nothing of laws, so only greedy answers are exact, and log-probabilities are not known. Text comes back
+and is read by the LLM's tokenizer, which must be given: what it cuts otherwise than the server did is only cut so here.
+
+Source: specification of FedHLM, section 9, L1′ (first implementation).
+"""
+
+import asyncio
+import hashlib
+
+import numpy as np
+
+from fedtandem.errors import ConfigError, DataError, VocabularyMismatch
+from fedtandem.exchange.verification import VerifyReply, VerifyRequest
+from fedtandem.inference.bridge import spell
+from fedtandem.inference.judging import drafts_of
+from fedtandem.models.endpoint import Endpoint
+from fedtandem.models.tokenizer import TextTokenizer
+from fedtandem.serving.faults import Refusal
+from fedtandem.serving.sessions import Key, Sessions
+
+HALF = "\ufffd"
+"""What a server shows of a character whose last bytes are still to come."""
+
+
+class CompareService:
+    """A served model as verifier.
+
+    Args:
+        endpoint: where it is; needs /completions.
+        tokenizer: of the model served there.
+        sessions: what stands.
+    """
+
+    def __init__(self, endpoint: Endpoint, tokenizer: TextTokenizer, sessions: Sessions) -> None:
+        if not endpoint.model:
+            raise ConfigError("cloud.endpoint needs cloud.endpoint_model: the model's name there.")
+        self.endpoint, self.tokenizer, self.sessions = endpoint, tokenizer, sessions
+        self.fingerprint = f"{endpoint.model}@endpoint"
+        self.limit: int | None = None
+        self.attests = False
+
+    async def close(self) -> None:
+        """Let the connections go."""
+        await asyncio.to_thread(self.endpoint.close)
+
+    def gauges(self) -> dict[str, float]:
+        """For the metrics."""
+        return {"sessions": len(self.sessions)}
+
+    async def verify(self, tenant: str, body: bytes) -> bytes:
+        """Answer one request, as `VerifyService.verify`.
+
+        Raises:
+            Refusal: the request wants what this server cannot say.
+        """
+        request = VerifyRequest.from_bytes(body)
+        digest = hashlib.blake2b(body, digest_size=16).digest()
+        key = (tenant, request.session)
+        known = self.sessions.replayed(key, digest)
+        if known is not None:
+            return known
+        if request.tokenizer != self.tokenizer.card.hash:
+            raise VocabularyMismatch(
+                "the ids are of another tokenizer than this model's; fetch /v1/tokenizer again."
+            )
+        if request.uplink != "greedy":
+            raise Refusal(
+                400, "this cloud compares texts: only greedy answers (temperature 0).", "greedy_only"
+            )
+        if request.top >= 0:
+            raise Refusal(400, "this cloud knows no log-probabilities.", "no_logprobs")
+        ids = self.sessions.text(key, request)
+        return await asyncio.to_thread(self._compare, key, request, ids, digest)
+
+    def _compare(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> bytes:
+        eos_id = self.tokenizer.eos_id
+        if max(ids) >= self.tokenizer.vocab_size:
+            raise DataError("a token's id is beyond the vocabulary.")
+        drafts = drafts_of(request.block, request.uplink, request.top_k, self.tokenizer.vocab_size)
+        wanted = min(request.room, len(drafts) + 1 + request.more)
+        written, ends = self._written(self._prompt(ids), wanted)
+        own = [*map(int, self.tokenizer.continue_ids(written)), *([eos_id] if ends else [])][: request.room]
+        accepted = 0
+        while accepted < min(len(drafts), len(own)) and drafts[accepted].token == own[accepted]:
+            accepted += 1
+        # Beyond the block only what was asked for; a text's last token may be half of a longer one.
+        tokens = own[: max(accepted + 1, accepted + 1 + request.more)]
+        if not tokens:
+            raise DataError("the server wrote nothing and did not end its answer.")
+        nothing = np.zeros(0, np.int32)
+        reply = VerifyReply(
+            np.array(tokens, np.int32), accepted, 1, nothing, np.zeros(0, np.uint8), np.zeros(0, np.float32),
+            nothing, np.zeros(0, np.float32),
+        ).to_bytes()  # fmt: skip
+        self.sessions.settle(key, [*ids, *tokens], digest, reply)
+        return reply
+
+    def _prompt(self, ids: list[int]) -> str | list[int]:
+        """Text, which any server takes; with marks in the middle (a chat template) ids, which most do."""
+        card = self.tokenizer.card
+        begin = 1 if ids[0] in card.special else 0  # the server writes its own
+        if any(token in card.special for token in ids[begin:]):
+            return ids
+        return spell(card, ids).decode("utf-8", "replace")
+
+    def _written(self, prompt: str | list[int], n_tokens: int) -> tuple[str, bool]:
+        """What the server writes on, up to a whole character, and whether it ended."""
+        for more in (0, 3, 6):
+            payload = {"prompt": prompt, "max_tokens": n_tokens + more, "temperature": 0}
+            choice = self.endpoint.ask("completions", payload, lambda reply: dict(reply["choices"][0]))
+            text, ends = str(choice["text"]), choice.get("finish_reason") == "stop"
+            if ends or not text.endswith(HALF):
+                return text, ends
+        return text.rstrip(HALF), False

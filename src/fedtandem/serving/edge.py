@@ -1,0 +1,233 @@
+"""The edge's routes: verifications go on to the cloud, peers are found, thresholds are learnt and handed out."""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI, Header, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedtandem.config.serve import EdgeConfig, LimitsConfig
+from fedtandem.errors import InvalidMessage
+from fedtandem.exchange.calibration import CalibrationReply
+from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.verification import VerifyReply, VerifyRequest
+from fedtandem.inference.gates import namespace
+from fedtandem.inference.peers import PeerCache
+from fedtandem.inference.uplink import unpack_ids
+from fedtandem.serving.breaker import Breaker
+from fedtandem.serving.faults import Refusal
+from fedtandem.serving.keys import Caller, Keyring
+from fedtandem.serving.metrics import EdgeMetrics
+from fedtandem.serving.policies import UNTIL
+from fedtandem.serving.shell import FRAME, TENANT, caller_of, new_app, tell
+from fedtandem.serving.tenants import tenant_key
+from fedtandem.serving.thresholds import Thresholds
+from fedtandem.serving.upstream import PEERS
+
+PATHS = ("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/resolve")
+SCOPES = dict.fromkeys(PATHS, "verify") | dict.fromkeys(("/v1/fl/report", "/v1/fl/policy"), "report")
+MAX_CACHES = 256
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Question(BaseModel):
+    """POST /v1/resolve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scope: Hex
+    model: Annotated[str, Field(max_length=512)]
+    tokenizer: Annotated[str, Field(max_length=128)]
+    decoding: Annotated[str, Field(max_length=64)]
+    context: Hex
+    embedding: Annotated[str, Field(max_length=1 << 16)]
+
+
+@dataclass
+class EdgeState:
+    """What an edge keeps.
+
+    Attributes:
+        attest_key: the secret it shares with the cloud; None keeps no answers.
+        caches: (tenant, dimension) -> answers of that tenant; nobody looks into another's.
+        thresholds: of each tenant.
+    """
+
+    config: EdgeConfig
+    client: httpx.AsyncClient
+    attest_key: bytes | None
+    breaker: Breaker = field(default_factory=Breaker)
+    caches: "OrderedDict[tuple[str, int], PeerCache]" = field(default_factory=OrderedDict)
+    thresholds: dict[str, Thresholds] = field(default_factory=dict)
+
+    def cache(self, tenant: str, dimension: int) -> PeerCache | None:
+        """A tenant's answers; None where nothing can be attested."""
+        if self.attest_key is None:
+            return None
+        found = self.caches.get((tenant, dimension))
+        if found is None:
+            found = PeerCache(
+                tenant_key(self.attest_key, tenant), dimension, ttl_s=self.config.peer_ttl_s,
+                quota=self.config.peer_quota,
+            )  # fmt: skip
+            self.caches[(tenant, dimension)] = found
+            if len(self.caches) > MAX_CACHES:
+                self.caches.popitem(last=False)
+        return found
+
+    def of(self, tenant: str) -> Thresholds:
+        """A tenant's thresholds."""
+        if tenant not in self.thresholds:
+            config = self.config
+            self.thresholds[tenant] = Thresholds(config.name, config.price, config.policy_valid_s)
+        return self.thresholds[tenant]
+
+
+def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metrics: EdgeMetrics) -> FastAPI:
+    """The app of an edge."""
+
+    async def is_ready() -> Mapping[str, object]:
+        try:
+            reply = await state.client.get("/readyz", timeout=5.0)
+            return {"ready": reply.status_code == 200, "cloud": reply.status_code}
+        except httpx.HTTPError:
+            return {"ready": False, "cloud": "unreachable"}
+
+    def refresh() -> None:
+        metrics.breaker.set(state.breaker.state)
+        metrics.rounds.set(sum(one.rounds for one in state.thresholds.values()))
+        metrics.price.set(state.config.price)
+        for tenant, one in state.thresholds.items():
+            if one.tau is not None:
+                metrics.tau.labels(f"{tenant}/{state.config.name}").set(one.tau)
+
+    app = new_app(
+        "edge", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+    )  # fmt: skip
+
+    @app.get("/v1/model")
+    async def model(request: Request) -> Response:
+        return await _passed_on(state, request, b"")
+
+    @app.get("/v1/tokenizer")
+    async def tokenizer(request: Request) -> Response:
+        return await _passed_on(state, request, b"")
+
+    @app.post("/v1/verify", response_class=Response)
+    async def verify(request: Request) -> Response:
+        caller, body = caller_of(request), await request.body()
+        reply = await _passed_on(state, request, body)
+        if reply.status_code == 200 and PEERS in request.headers:
+            metrics.inserted.labels(_share(state, caller, body, bytes(reply.body))).inc()
+        return reply
+
+    @app.post("/v1/resolve")
+    async def resolve(question: Question, request: Request) -> dict[str, Any]:
+        caller = caller_of(request)
+        vector = _vector(question.embedding)
+        cache = state.cache(caller.tenant, len(vector))
+        if cache is None:
+            metrics.lookups.labels("off").inc()
+            return {"outcome": "off", "similarity": -1.0, "tokens": []}
+        scope = namespace(
+            caller.tenant, question.model, question.tokenizer, question.scope, question.decoding
+        )
+        found = cache.look_up(vector, scope, bytes.fromhex(question.context), time.time())
+        metrics.lookups.labels(found.outcome).inc()
+        tell(request, peers=found.outcome)
+        tokens = [] if found.entry is None else unpack_ids(found.entry.answer)
+        return {"outcome": found.outcome, "similarity": found.similarity, "tokens": tokens}
+
+    @app.post("/v1/fl/report", status_code=204, response_class=Response)
+    async def report(request: Request) -> Response:
+        caller = caller_of(request)
+        try:
+            reply = CalibrationReply.from_envelope(Envelope.from_bytes(await request.body()))
+            await asyncio.to_thread(state.of(caller.tenant).report, caller.name, reply)
+        except InvalidMessage:
+            metrics.refused.labels("invalid").inc()
+            raise
+        except Refusal as refusal:
+            metrics.refused.labels(refusal.code).inc()
+            raise
+        return Response(status_code=204)
+
+    @app.get("/v1/fl/policy")
+    async def policy(request: Request, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        published = state.of(caller_of(request).tenant).published()
+        if published is None:
+            raise Refusal(404, "no device has reported enough yet; use the built-in threshold.", "no_policy")
+        headers = {
+            "etag": published.etag, UNTIL: f"{published.until_s:.0f}",
+            "cache-control": f"private, max-age={state.config.policy_valid_s:.0f}",
+        }  # fmt: skip
+        if if_none_match == published.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(published.text, media_type="application/json", headers=headers)
+
+    return app
+
+
+async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Response:
+    """To the cloud and back, many devices over few connections; what fails there is a 503 here."""
+    if not state.breaker.lets_through():
+        wait = str(max(1, round(state.breaker.probe_in_s)))
+        raise Refusal(503, "the cloud does not answer; it is asked again soon.", "cloud_down",
+                      headers={"Retry-After": wait})  # fmt: skip
+    headers = {TENANT: caller_of(request).tenant, "x-request-id": request.state.request_id}
+    if body:
+        headers["Content-Type"] = FRAME
+    try:
+        reply = await state.client.request(
+            request.method,
+            request.url.path,
+            content=body,
+            headers=headers,
+            timeout=state.config.deadline_ms / 1000,
+        )
+    except httpx.HTTPError:
+        state.breaker.failed()
+        raise Refusal(503, "the cloud does not answer; it is asked again soon.", "cloud_down",
+                      headers={"Retry-After": "1"}) from None  # fmt: skip
+    if reply.status_code >= 500:
+        state.breaker.failed()
+    else:
+        state.breaker.succeeded()
+    passed = {name: reply.headers[name] for name in ("content-type", "retry-after") if name in reply.headers}
+    return Response(reply.content, reply.status_code, passed)
+
+
+def _share(state: EdgeState, caller: Caller, body: bytes, answer: bytes) -> str:
+    """Keep an attested answer for the caller's peers; what came of it."""
+    try:
+        request, reply = VerifyRequest.from_bytes(body), VerifyReply.from_bytes(answer)
+    except InvalidMessage:
+        return "bad frame"
+    cache = None if not len(request.embedding) else state.cache(caller.tenant, len(request.embedding))
+    if cache is None or reply.entry is None:
+        return "not attested"
+    if reply.entry.tenant != caller.tenant:
+        return "another tenant"
+    taken = cache.insert(caller.name, request.embedding.astype(np.float32), reply.entry)
+    return "taken" if taken.taken else taken.reason
+
+
+def _vector(text: str) -> np.ndarray:
+    try:
+        raw = base64.b64decode(text, validate=True)
+        vector = np.frombuffer(raw, "<f2").astype(np.float32)
+    except (binascii.Error, ValueError):
+        vector = np.zeros(0, np.float32)
+    if not len(vector) or not np.isfinite(vector).all():
+        raise Refusal(
+            400, "embedding must be base64 of finite half-precision numbers.", "bad_embedding", "embedding"
+        )
+    return vector

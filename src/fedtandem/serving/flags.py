@@ -1,0 +1,50 @@
+"""`fedtandem serve` as typed."""
+
+import argparse
+from pathlib import Path
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    words = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for what, says in (
+        ("device", "the SLM behind OpenAI's API"),
+        ("edge", "between devices and the cloud: peers and thresholds"),
+        ("cloud", "the LLM that verifies"),
+        ("all", "the three on this machine; without CONFIG with the embedded models"),
+    ):
+        word = words.add_parser(what, help=says, description=says)
+        word.add_argument(
+            "file", type=Path, nargs="?", metavar="CONFIG", help="TOML with [device], [edge], [cloud] ... ;"
+            " without one: defaults on loopback"
+        )  # fmt: skip
+        word.add_argument("-o", "--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+                          help="e.g. -o device.port=9000")  # fmt: skip
+    key = words.add_parser("key", help="make an API key", description="make an API key and its entry")
+    key.add_argument("--name", required=True, help="of the key, for logs and limits")
+    key.add_argument("--tenant", required=True, help="whose data it may meet")
+    key.add_argument("--scope", action="append", required=True, dest="scopes", metavar="SCOPE",
+                     help="infer, verify, report, metrics or relay; repeat")  # fmt: skip
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Do it; the exit code."""
+    from fedtandem.errors import ConfigError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"serving needs {error.name}: pip install 'fedtandem[serve]'.") from error
+    if arguments.what == "key":
+        from fedtandem.serving.keys import new_key
+
+        key, entry = new_key(arguments.name, arguments.tenant, arguments.scopes)
+        print(f"{entry}\n# the key, shown this once; the file above holds only its hash:\n# {key}")
+        return 0
+    from fedtandem.config.serve import load_serve
+    from fedtandem.serving.command import serve_command
+
+    config = load_serve(arguments.file, arguments.overrides)
+    return serve_command(arguments.what, config, lambda line: print(line, flush=True))

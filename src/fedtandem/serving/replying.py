@@ -1,0 +1,206 @@
+"""One exchange with an OpenAI client, from the plan to the last byte; whole or streamed."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from fedtandem.errors import FedtandemError
+from fedtandem.serving.answering import Answer, Piece, Prompt, Token
+from fedtandem.serving.device import Device, Plan, refusal_of_fault
+from fedtandem.serving.faults import Refusal, refusal_of
+from fedtandem.serving.logs import log
+from fedtandem.serving.metrics import DeviceMetrics
+from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
+from fedtandem.serving.shell import tell
+from fedtandem.serving.words import ChatWords, CompletionWords
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Exchange:
+    """One request, from its plan to the last byte."""
+
+    def __init__(
+        self, device: Device, metrics: DeviceMetrics, request: Request, asked: ChatRequest | CompletionRequest,
+        words: ChatWords | CompletionWords,
+    ) -> None:  # fmt: skip
+        self._device, self._metrics, self._request, self._asked, self._words = (
+            device,
+            metrics,
+            request,
+            asked,
+            words,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Piece | Answer | BaseException] = asyncio.Queue()
+        self._mode: str = asked.mode or device.config.mode
+        self._plan: Plan | None = None
+        self._created = int(time.time())
+
+    async def answer(self, prompt: Prompt, top: int) -> Response:
+        """Whole or streamed."""
+        self._task = asyncio.create_task(self._device.run(lambda: self._work(prompt, top)))
+        self._task.add_done_callback(self._over)
+        first = await self._next()  # before the headers go out: what fails here has a status of its own
+        if self._asked.stream:
+            body = self._stream(first)
+            return StreamingResponse(body, media_type="text/event-stream", headers=self._headers(None))
+        text, event = "", first
+        tokens: list[Token] = []
+        while isinstance(event, Piece):
+            text += event.text
+            tokens += event.tokens
+            event = await self._next()
+        assert isinstance(event, Answer)
+        self._count(event)
+        choice = self._words.whole(text, [token.as_dict() for token in tokens], event.finish)
+        body_json = self._object([choice], self._words.kind, _usage(event), _account(event))
+        return JSONResponse(body_json, headers=self._headers(event))
+
+    def _work(self, prompt: Prompt, top: int) -> Answer:
+        plan = self._device.plan(self._asked, prompt, top, self._put, self._request.state.request_id)
+        self._plan, self._mode = plan, plan.mode
+        return plan.write()
+
+    def _put(self, event: Any) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def _over(self, task: "asyncio.Task[Answer]") -> None:
+        if not task.cancelled():
+            fault = task.exception()
+            # After the pieces that were put from the thread: those were scheduled before.
+            event = task.result() if fault is None else fault
+            self._loop.call_soon(self._events.put_nowait, event)
+
+    async def _next(self) -> Piece | Answer:
+        """The next event; what went wrong is raised as a refusal. Ends the work when the client has gone."""
+        getting = asyncio.create_task(self._events.get())
+        try:
+            while not getting.done():
+                await asyncio.wait([getting], timeout=0.5)
+                if not getting.done() and await self._request.is_disconnected():
+                    self._cancel()
+        except asyncio.CancelledError:
+            self._cancel()
+            getting.cancel()
+            raise
+        event = getting.result()
+        if isinstance(event, BaseException):
+            raise self._as_refusal(event)
+        return event
+
+    def _as_refusal(self, fault: BaseException) -> BaseException:
+        if isinstance(fault, FedtandemError):
+            known = refusal_of_fault(fault, self._mode)
+            if known is None:
+                log("failed", level=40, fault=fault, tier="device", request_id=self._request.state.request_id)
+                known = refusal_of(fault)
+            tell(self._request, mode=self._mode, refused=known.code)
+            return known
+        return fault
+
+    def _cancel(self) -> None:
+        if self._plan is not None:
+            self._plan.cancel.set()
+
+    async def _stream(self, first: Piece | Answer) -> AsyncIterator[bytes]:
+        chunk_kind = "text_completion" if self._words.kind == "text_completion" else "chat.completion.chunk"
+
+        def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
+            usage = {"usage": None} if self._asked.includes_usage else {}
+            return _event({**self._object(choices, chunk_kind), **usage, **more})
+
+        try:
+            opening = self._words.first()
+            if opening is not None:
+                yield chunk([opening])
+            event = first
+            while isinstance(event, Piece):
+                yield chunk([self._words.part(event.text, [token.as_dict() for token in event.tokens])])
+                event = await self._next()
+            self._count(event)
+            yield chunk([self._words.last(event.finish)], fedtandem=_account(event))
+            if self._asked.includes_usage:
+                yield chunk([], usage=_usage(event))
+            yield DONE
+        except Exception as fault:
+            refusal = (
+                fault if isinstance(fault, Refusal) else Refusal(500, "the service failed.", "internal_error")
+            )
+            if refusal is not fault:
+                log("failed", level=40, fault=fault, tier="device", request_id=self._request.state.request_id)
+            yield _event(refusal.body())  # what was shown stands; the stream ends without [DONE]
+        finally:
+            self._cancel()
+
+    def _object(
+        self, choices: list[dict[str, Any]], kind: str, usage: Any = None, account: Any = None
+    ) -> dict[str, Any]:
+        whole = {
+            "id": self._words.id, "object": kind, "created": self._created, "model": self._asked.model,
+            "choices": choices,
+        }  # fmt: skip
+        if usage is not None:
+            whole["usage"] = usage
+        if account is not None:
+            whole["fedtandem"] = account
+        return whole
+
+    def _headers(self, answer: Answer | None) -> dict[str, str]:
+        """What is known when the headers go out; of a stream the rest is in its last chunk, under `fedtandem`."""
+        headers = {"x-mode": self._mode, "cache-control": "no-store"}
+        if answer is not None:
+            account = _account(answer)
+            headers["x-route"] = ", ".join(f"{tier}={n}" for tier, n in account["route"].items())
+            headers["x-verified-tokens"] = str(account["verified_tokens"])
+            headers["x-degraded"] = answer.degraded or "none"
+        return headers
+
+    def _count(self, answer: Answer) -> None:
+        record, metrics, account = answer.record, self._metrics, _account(answer)
+        for tier, n in account["route"].items():
+            metrics.tokens.labels(tier).inc(n)
+        metrics.drafted.labels("accepted").inc(record.accepted)
+        metrics.drafted.labels("refused").inc(record.drafted - record.accepted)
+        accepted = metrics.drafted.labels("accepted")._value.get()
+        metrics.accepted.set(accepted / max(1.0, accepted + metrics.drafted.labels("refused")._value.get()))
+        metrics.cost.inc(record.llm_passes)
+        metrics.degraded.inc(answer.degraded_tokens)
+        metrics.ttft.observe(answer.first_s)
+        metrics.speed.observe(answer.completion_tokens / max(1e-6, answer.seconds))
+        if self._plan is not None:
+            metrics.tau.labels(self._plan.tau_reason).set(self._plan.tau)
+        tell(
+            self._request, mode=self._mode, finish=answer.finish, prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens, llm_passes=record.llm_passes,
+            degraded=answer.degraded or "none", first_ms=round(1000 * answer.first_s, 1),
+        )  # fmt: skip
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _account(answer: Answer) -> dict[str, Any]:
+    """Who wrote the answer, and what it took."""
+    record = answer.record
+    degraded = answer.degraded_tokens
+    return {
+        "route": {
+            "slm": record.kept + record.accepted - degraded, "llm": record.own + record.corrected,
+            "degraded": degraded,
+        },
+        "verified_tokens": record.tokens - record.kept, "llm_passes": record.llm_passes,
+        "uplink_bytes": record.uplink_bytes, "downlink_bytes": record.downlink_bytes,
+        "degraded": answer.degraded or "none",
+    }  # fmt: skip
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

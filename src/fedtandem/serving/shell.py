@@ -1,0 +1,134 @@
+"""What all tiers' apps have in common: health, metrics, faults as JSON, the door."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+
+from fedtandem import __version__
+from fedtandem.config.serve import LimitsConfig
+from fedtandem.errors import FedtandemError
+from fedtandem.serving.door import Door
+from fedtandem.serving.faults import Refusal, refusal_of
+from fedtandem.serving.keys import NAME, Caller, Keyring
+from fedtandem.serving.logs import log
+from fedtandem.serving.metrics import Metrics
+
+FRAME = "application/vnd.fedtandem.frame"
+TENANT = "x-fedtandem-tenant"
+"""Header: for whom an edge asks; believed of keys with the scope `relay` alone."""
+
+
+def caller_of(request: Request) -> Caller:
+    """Who the door let in."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def tenant_of(request: Request) -> str:
+    """Whose request it is.
+
+    Raises:
+        Refusal: the header names another tenant, and this key may not speak for others.
+    """
+    caller = caller_of(request)
+    said = request.headers.get(TENANT, caller.tenant)
+    if said != caller.tenant and "relay" not in caller.scopes:
+        raise Refusal(403, "this key may not speak for another tenant.", "insufficient_scope")
+    if not NAME.fullmatch(said):
+        raise Refusal(400, f"{TENANT} is no tenant's name.", "bad_tenant")
+    return said
+
+
+def tell(request: Request, **fields: object) -> None:
+    """Add fields to the request's line in the log."""
+    request.scope["state"].setdefault("told", {}).update(fields)
+
+
+def new_app(
+    tier: str,
+    *,
+    scopes: Mapping[str, str],
+    keyring: Keyring,
+    limits: LimitsConfig,
+    metrics: Metrics,
+    is_ready: Callable[[], Awaitable[Mapping[str, object]]],
+    refresh: Callable[[], None],
+) -> FastAPI:
+    """An app with the routes every tier has.
+
+    Args:
+        tier: device, edge or cloud.
+        scopes: as of `Door`.
+        is_ready: what /readyz says; ready iff `ready` is true in it.
+        refresh: brings gauges up to date before they are read.
+    """
+    app = FastAPI(title=f"fedtandem {tier}", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Door,
+        tier=tier,
+        scopes={**scopes, "/metrics": "metrics"},
+        keyring=keyring,
+        limits=limits,
+        metrics=metrics,
+    )  # type: ignore[arg-type,unused-ignore]
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        said = dict(await is_ready())
+        return JSONResponse(said, 200 if said.get("ready") else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def read_metrics() -> PlainTextResponse:
+        refresh()
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(FedtandemError, _faulty)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    return app
+
+
+def answer(refusal: Refusal) -> JSONResponse:
+    """A refusal as a response."""
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+
+
+async def _refused(_: Request, fault: Exception) -> Response:
+    assert isinstance(fault, Refusal)
+    return answer(fault)
+
+
+async def _faulty(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, FedtandemError)
+    refusal = refusal_of(fault)
+    if refusal.status >= 500:
+        log("failed", level=40, fault=fault, request_id=request.state.request_id)
+    return answer(refusal)
+
+
+async def _http(_: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    said = {404: "there is no such path here.", 405: "this path does not know this method."}
+    text = said.get(fault.status_code, "the request cannot be answered.")
+    return answer(Refusal(fault.status_code, text, "http_error", headers=dict(fault.headers or {})))
+
+
+async def _invalid(_: Request, fault: Exception) -> Response:
+    """Every faulty field by name; values are not repeated."""
+    assert isinstance(fault, RequestValidationError)
+    found = []
+    for error in fault.errors():
+        path = ".".join(str(step) for step in error["loc"] if step != "body") or "body"
+        found.append(
+            (path[:120], "is not a field here" if error["type"] == "extra_forbidden" else error["msg"])
+        )
+    text = "; ".join(f"{path}: {said}" for path, said in found[:8])
+    return answer(Refusal(400, text, "invalid_request", param=found[0][0] if found else None))

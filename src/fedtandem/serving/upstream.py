@@ -1,0 +1,285 @@
+"""The device's line to its edge or cloud: pooled connections, deadlines, one hedged second try, a breaker."""
+
+import base64
+import binascii
+import tempfile
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fedtandem.errors import ModelError, NetworkError
+from fedtandem.exchange.carrier import SCHEMA
+from fedtandem.models.tokenizer import TextTokenizer
+from fedtandem.serving.breaker import Breaker
+from fedtandem.serving.sessions import UnknownPrefix
+from fedtandem.serving.shell import FRAME
+
+TOKENIZER_FILES = frozenset(
+    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
+)
+INFO_DEADLINE_S = 10.0
+PEERS = "x-peers"
+"""Header: this verification's answer may be kept for peers."""
+
+
+class Outage(NetworkError):
+    """The LLM did not answer in time.
+
+    Attributes:
+        reason: down, slow, busy or breaker-open; for headers.
+        retry_after_s: when to come back.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"the LLM cannot be asked now ({reason}).")
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+class Rejected(NetworkError):
+    """The upstream will not take this request; asking again is of no use.
+
+    Attributes:
+        status, code: of its refusal.
+        said: its own words.
+    """
+
+    def __init__(self, reply: httpx.Response) -> None:
+        self.status, self.code, self.said = reply.status_code, _code(reply), _said(reply)
+        super().__init__(f"the upstream refuses with HTTP {self.status} ({self.code}): {self.said}")
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What the upstream says of the LLM.
+
+    Attributes:
+        fingerprint: its name with a hash.
+        tokenizer: its own, whole.
+        limit: tokens its context holds.
+        attests: whether it signs entries for peers.
+    """
+
+    fingerprint: str
+    tokenizer: TextTokenizer
+    limit: int | None
+    attests: bool
+
+
+class Upstream:
+    """One address; may be used from several threads.
+
+    Args:
+        url: of the edge or the cloud.
+        key: shown as a bearer token; "" shows none.
+        connections: kept open at most.
+        tls: `verify` and `cert` of httpx.
+        own_tokenizer: used where the LLM's is the same, so that it need not be fetched.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        connections: int,
+        tls: dict[str, Any] | None = None,
+        own_tokenizer: TextTokenizer | None = None,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self.breaker = breaker or Breaker()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=2 * connections, max_keepalive_connections=connections)
+        self._client = httpx.Client(
+            base_url=url, headers=headers, limits=limits, trust_env=False, **(tls or {})
+        )
+        self._tries = ThreadPoolExecutor(2 * connections, thread_name_prefix="upstream")
+        self._own = own_tokenizer
+        self._model: RemoteModel | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._tries.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    def model(self) -> RemoteModel:
+        """The LLM behind this line; asked once.
+
+        Raises:
+            Outage: nobody says.
+            ModelError: it speaks another version, or its tokenizer cannot be used.
+        """
+        with self._lock:
+            if self._model is None:
+                self._model = self._ask_model()
+            return self._model
+
+    def forget_model(self) -> None:
+        """Ask anew with the next request: another model is served now."""
+        with self._lock:
+            self._model = None
+
+    def verify(self, body: bytes, deadline_s: float, *, request_id: str = "", shares: bool = False) -> bytes:
+        """Have a block judged.
+
+        The second try goes out when half of the time is over or the first has failed; the request is idempotent, so
+        whichever answers first counts.
+
+        Args:
+            body: the frame.
+            deadline_s: for both tries together.
+            request_id: for its log.
+            shares: the edge may keep the answer for peers.
+
+        Raises:
+            Outage: no answer within the deadline.
+            UnknownPrefix: the whole text is asked for.
+            Rejected: this request is not taken.
+        """
+        headers = {"Content-Type": FRAME, "x-request-id": request_id, **({PEERS: "draft"} if shares else {})}
+        reply = self.post("/v1/verify", body, deadline_s, headers)
+        if reply.status_code == 200:
+            return reply.content
+        code = _code(reply)
+        if reply.status_code == 409:
+            if code == "tokenizer_mismatch":
+                self.forget_model()
+                raise Outage("model-changed")
+            raise UnknownPrefix("the upstream asks for the whole text.")
+        if reply.status_code == 429:
+            raise Outage("busy", _retry_after(reply))
+        raise Rejected(reply)
+
+    def post(self, path: str, body: bytes, deadline_s: float, headers: dict[str, str]) -> httpx.Response:
+        """Send, with one hedged second try; any reply below 500 counts.
+
+        Raises:
+            Outage: none came.
+        """
+        if not self.breaker.lets_through():
+            raise Outage("breaker-open", max(1.0, self.breaker.probe_in_s))
+        end = time.monotonic() + deadline_s
+        try:
+            running = {self._tries.submit(self._once, path, body, deadline_s, headers)}
+            done, running = _first(running, deadline_s / 2)
+            reply = _good(done)
+            if reply is None:
+                left = end - time.monotonic()
+                if left > 0:
+                    running.add(self._tries.submit(self._once, path, body, left, headers))
+                while running and reply is None and (left := end - time.monotonic()) > 0:
+                    done, running = _first(running, left)
+                    reply = _good(done)
+        except RuntimeError as error:  # the service is ending: no new try can be made
+            raise Outage("down") from error
+        if reply is None:
+            self.breaker.failed()
+            raise Outage("slow" if running else "down", max(1.0, self.breaker.probe_in_s))
+        self.breaker.succeeded()
+        return reply
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        """One GET.
+
+        Raises:
+            Outage: no reply, or a fault of the server's.
+        """
+        if not self.breaker.lets_through():
+            raise Outage("breaker-open", max(1.0, self.breaker.probe_in_s))
+        try:
+            reply = self._client.get(path, headers=headers, timeout=INFO_DEADLINE_S)
+        except httpx.HTTPError as error:
+            self.breaker.failed()
+            raise Outage("down") from error
+        if reply.status_code >= 500:
+            self.breaker.failed()
+            raise Outage("down")
+        self.breaker.succeeded()
+        return reply
+
+    def _once(self, path: str, body: bytes, timeout_s: float, headers: dict[str, str]) -> httpx.Response:
+        return self._client.post(path, content=body, timeout=timeout_s, headers=headers)
+
+    def _ask_model(self) -> RemoteModel:
+        said = self._json("/v1/model")
+        if said.get("schema") != SCHEMA:
+            raise ModelError(
+                f"the upstream speaks schema {said.get('schema')}, this device {SCHEMA}; run the same fedtandem."
+            )
+        own = self._own
+        tokenizer = own if own is not None and own.card.hash == said["tokenizer"] else self._fetch_tokenizer()
+        if tokenizer.card.hash != said["tokenizer"]:
+            raise ModelError(
+                "the upstream's tokenizer is not the one it names; is another model behind it now?"
+            )
+        limit = said.get("limit")
+        return RemoteModel(
+            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests"))
+        )
+
+    def _fetch_tokenizer(self) -> TextTokenizer:
+        files = self._json("/v1/tokenizer")["files"]
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                if name not in TOKENIZER_FILES:
+                    raise ModelError(
+                        f"the upstream sent {name[:40]!r} as part of a tokenizer; it is not taken."
+                    )
+                try:
+                    (Path(folder) / name).write_bytes(base64.b64decode(text, validate=True))
+                except (binascii.Error, TypeError) as error:
+                    raise ModelError(f"the upstream's {name} is no base64.") from error
+            return TextTokenizer.from_pretrained(folder)
+
+    def _json(self, path: str) -> dict[str, Any]:
+        reply = self.get(path)
+        if reply.status_code != 200:
+            raise Rejected(reply)
+        try:
+            value = reply.json()
+        except ValueError as error:
+            raise Outage("down") from error
+        if not isinstance(value, dict):
+            raise Outage("down")
+        return value
+
+
+def _first(
+    running: set["Future[httpx.Response]"], timeout_s: float
+) -> tuple[set["Future[httpx.Response]"], set["Future[httpx.Response]"]]:
+    done, left = wait(running, timeout=max(0.0, timeout_s), return_when=FIRST_COMPLETED)
+    return set(done), set(left)
+
+
+def _good(done: set["Future[httpx.Response]"]) -> httpx.Response | None:
+    """A reply that says something: not a failure of the line or the server."""
+    for future in done:
+        if not future.cancelled() and future.exception() is None and future.result().status_code < 500:
+            return future.result()
+    return None
+
+
+def _code(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["code"])[:60]
+    except (KeyError, TypeError, ValueError):
+        return "no code"
+
+
+def _said(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["message"])[:300]
+    except (KeyError, TypeError, ValueError):
+        return "no message"
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    try:
+        return min(60.0, max(1.0, float(reply.headers.get("retry-after", "1"))))
+    except ValueError:
+        return 1.0
