@@ -1,14 +1,15 @@
 """The files `fedtandem deploy` writes, as texts."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fedtandem import __version__
 from fedtandem.config.site import AllowConfig
 
 if TYPE_CHECKING:
     from fedtandem.federation.deploy import Place
 
+VERSION = version("fedtandem")
 RUN_HEAD = "# The run, for the server. What clients hold stands in their own site.toml.\n"
 SITE_HEAD = """# What this client is, and what it allows. No server can widen it. Check it: fedtandem doctor site.toml
 # Relative paths belong to this file. States, replies and the audit log go to ./state (key: folder).
@@ -124,11 +125,11 @@ WantedBy=default.target
 
 def compose(names: Sequence[str], place: "Place") -> str:
     """Everything in containers on one machine; nobody has run it yet on several."""
-    image = f"""    image: fedtandem-flower:{__version__}
+    image = f"""    image: fedtandem-flower:{VERSION}
     build:
       dockerfile_inline: |
         FROM python:3.11-slim
-        RUN pip install --no-cache-dir 'fedtandem[flower]=={__version__}'
+        RUN pip install --no-cache-dir 'fedtandem[flower]=={VERSION}'
 """
     nodes = "".join(
         f"""  {name}:
@@ -205,7 +206,7 @@ def readme(run: str, names: Sequence[str], place: "Place") -> str:
 
 Try it on this machine first: `./loopback.sh`.
 
-1. On every machine: `pip install 'fedtandem[flower]=={__version__}'`. In `env.sh`, or as FEDTANDEM_BIN, say where its
+1. On every machine: `pip install 'fedtandem[flower]=={VERSION}'`. In `env.sh`, or as FEDTANDEM_BIN, say where its
    programs are.
 2. `server/` stays at the server. It holds the sites' *public* keys (`keys/NAME.pub`), to which their names are bound.
 {sites}

@@ -14,10 +14,10 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedtandem import __version__
 from fedtandem.atomic import write_text
 from fedtandem.config import RunConfig
 from fedtandem.errors import ConfigError, NetworkError
@@ -51,7 +51,7 @@ OFF = {
 _PROJECT = f"""# The shell of an app: fedtandem itself is installed at the server and at every site.
 [project]
 name = "fedtandem-run"
-version = "{__version__}"
+version = "{version("fedtandem")}"
 description = "Hands over to fedtandem"
 license = "Apache-2.0"
 dependencies = []

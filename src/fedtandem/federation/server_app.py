@@ -120,10 +120,17 @@ def simulate(config: RunConfig, folder: Path, *, count: int, resume: bool) -> No
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     sites = VirtualSites(config, folder / "sites")
-    run_simulation(
-        app, make_client_app(sites), count,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0}, "init_args": {"log_to_driver": False}},
-    )  # fmt: skip
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0},
+        "init_args": {"log_to_driver": False, "include_dashboard": False},
+    }
+    try:
+        run_simulation(app, make_client_app(sites), count, backend_config=backend)  # type: ignore[arg-type]
+    except RuntimeError as error:  # what ended the run itself lies in the folder
+        if read_end(folder, submission.id) is None:
+            raise FedtandemError(
+                f"Flower's simulation did not run: {error} See its messages above."
+            ) from error
     code, text = read_end(folder, submission.id) or (1, "the simulation ended without a word")
     if code:
         raise fault_of(code, text)

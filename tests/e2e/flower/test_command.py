@@ -1,6 +1,8 @@
 """`fedtandem run` with a carrier: what is refused before anything starts, and the simulation."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,9 +131,21 @@ def test_a_simulation_gives_the_bits_of_one_process(
     monkeypatch.delenv("FLWR_HOME", raising=False)
     tiny()
     file, run = str(tmp_path / "tiny.toml"), tmp_path / "sim"
-    words = ["run", file, "-o", "knowledge.exchange=one_phase", "--output", str(run), "--json"]
-    assert main([*words, "--simulate", "3"]) == 2
-    assert main([*words, "--simulate", "2"]) == 0
+    words = [
+        sys.executable,
+        "-m",
+        "fedtandem",
+        "run",
+        file,
+        "-o",
+        "knowledge.exchange=one_phase",
+        "--output",
+        str(run),
+    ]
+    wrong = subprocess.run([*words, "--simulate", "3"], capture_output=True, text=True)
+    assert (wrong.returncode, "the run has 2 clients" in wrong.stderr) == (2, True)
+    done = subprocess.run([*words, "--simulate", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     config = load_config(file, ["knowledge.exchange=one_phase"])
     alone = run_methods(config, ["fedmkt"], tmp_path / "alone")
     simulated = json.loads((run / "summary.json").read_text())

@@ -75,6 +75,7 @@ def _simulated(arguments: argparse.Namespace) -> "Engine":
         import os
 
         os.environ.update(OFF)
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine is no fault
         os.environ.setdefault("FLWR_HOME", str(folder.resolve() / "flwr"))
         from fedtandem.federation.server_app import simulate
 
