@@ -84,3 +84,11 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     with whole_folder(path) as draft:
         for name, data in files.items():
             (draft / name).write_bytes(data)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take off a last line without its end: it was being written when the process died."""
+    if path.is_file():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
-from fedtandem.federation.flags import calibrate, generate, route, trace
+from fedtandem.federation.flags import calibrate, carrier, deploy, doctor, generate, route, trace
 from fedtandem.federation.select import select_call, select_flags
 from fedtandem.serving import flags as serving
 
@@ -135,16 +135,20 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     _config_flags(parser)
     _output_flags(parser)
     parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    carrier.add(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from fedtandem.config import load_config
 
-    config = load_config(arguments.file, arguments.overrides)
+    config = load_config(arguments.file, [*arguments.overrides, *carrier.overrides(arguments)])
     from fedtandem.federation.runs import run_command
 
     folder = arguments.output or Path("runs") / config.name
-    code = run_command(config, output=folder, resume=arguments.resume, json_output=arguments.json)
+    engine = carrier.engine(config, arguments)
+    code = run_command(
+        config, output=folder, resume=arguments.resume, json_output=arguments.json, engine=engine
+    )
     page = folder / "report.html"
     if code == 0 and config.report.open and page.is_file():
         import webbrowser
@@ -435,6 +439,8 @@ COMMANDS: dict[str, Command] = {
     "trace": Command("record what two models decide on your data", trace.add, trace.call),
     "calibrate": Command("learn from a trace when the SLM should ask", calibrate.add, calibrate.call),
     "route": Command("what a threshold policy would have done on a trace", route.add, route.call),
+    "deploy": Command("write what an operator needs to run a config across sites", deploy.add, deploy.call),
+    "doctor": Command("check a site before it joins, and say what to mend", doctor.add, doctor.call),
     "serve": Command("serve device, edge and cloud to any OpenAI client", serving.add, serving.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }

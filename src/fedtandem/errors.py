@@ -2,7 +2,8 @@
 
     FedtandemError                          1   a fault of this program
     ├── ConfigError                         2   usage or config
-    │   └── PublicSetMismatch               2   the parties do not hold the same public set
+    │   ├── PublicSetMismatch               2   the parties do not hold the same public set
+    │   └── ConsentError                    2   a server asks a site for more than its file allows
     ├── DataError                           3   missing file, wrong column, empty answer
     ├── ModelError                          4   a model or tokenizer cannot be loaded or used
     │   ├── VocabularyMismatch              4   made with another tokenizer
@@ -36,6 +37,10 @@ class ConfigError(FedtandemError):
 
 class PublicSetMismatch(ConfigError):
     """Two parties hold different public sets; raised before the first round."""
+
+
+class ConsentError(ConfigError):
+    """A run asks a site for more than the site's own file allows; raised there, before anything is sent."""
 
 
 class DataError(FedtandemError):

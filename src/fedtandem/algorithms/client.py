@@ -115,16 +115,18 @@ class Client:
         if envelope.kind == "card":
             return self._card(Card.from_envelope(envelope))
         if envelope.kind == "fetch":
-            return self._fetch(FetchRequest.from_envelope(envelope))
+            return fetch_rows(self.store, self.learner.name, FetchRequest.from_envelope(envelope))
         if envelope.kind in ("work", "finish"):
             request = WorkRequest.from_envelope(envelope, expected=self._expected())
-            key = f"{request.round:04d}-{'b' if request.adapter is not None else 'a'}"
-            if key in self.store.committed():
-                return Envelope.from_bytes(self.store.load(key)["reply"])
+            stored = stored_reply(self.store, self.learner.name, request)
+            if stored is not None:
+                return stored
             if request.knowledge is not None and self.flow.server_stands:
                 self.store.put("told", envelope.to_bytes())
                 self._remember(request.knowledge)
-            return self._work(request, key, passes=envelope.kind == "work" and not request.return_adapter)
+            return self._work(
+                request, work_key(request), passes=envelope.kind == "work" and not request.return_adapter
+            )
         raise InvalidMessage(
             f"{self.learner.name}, round {envelope.round}: kind is {envelope.kind!r}; this client answers card, work, "
             "fetch and finish."
@@ -371,16 +373,43 @@ class Client:
             return SparseLogits.empty(len(samples))
         return self._knowledge.rows.take_samples(samples)
 
-    def _fetch(self, request: FetchRequest) -> Envelope:
-        """Rows of the named samples from this client's file; no model is used."""
-        keys = [key for key in self.store.committed() if key.startswith(f"{request.round:04d}-")]
-        files = self.store.load(keys[-1]) if keys else {}
-        if "knowledge" not in files:
-            raise InvalidMessage(
-                f"{self.learner.name}: rows of round {request.round} were asked for, but this client keeps those of "
-                f"{', '.join(self.store.committed()) or 'no round'}."
-            )
-        whole = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
-        return FetchReply(
-            request.round, self.learner.name, only_samples(whole, request.sample_index)
-        ).to_envelope()
+
+def fetch_rows(store: Store, party: str, request: FetchRequest) -> Envelope:
+    """Rows of the named samples from a client's file; no model is used.
+
+    Raises:
+        InvalidMessage: the rows of that round are not kept (any more).
+    """
+    kept = store.committed()
+    keys = [key for key in kept if key.startswith(f"{request.round:04d}-")]
+    files = store.load(keys[-1]) if keys else {}
+    if "knowledge" not in files:
+        raise InvalidMessage(
+            f"{party}: rows of round {request.round} were asked for, but this client keeps those of "
+            f"{', '.join(kept) or 'no round'}."
+        )
+    whole = FetchReply.from_envelope(Envelope.from_bytes(files["knowledge"])).knowledge
+    return FetchReply(request.round, party, only_samples(whole, request.sample_index)).to_envelope()
+
+
+def work_key(request: WorkRequest) -> str:
+    """What the state after this request is kept under; in the order of the work."""
+    return f"{request.round:04d}-{'b' if request.adapter is not None else 'a'}"
+
+
+def stored_reply(store: Store, party: str, request: WorkRequest) -> Envelope | None:
+    """The reply to a request that was done before, byte for byte; None where it was not.
+
+    Raises:
+        InvalidMessage: it lies so far back that its reply is no longer kept.
+    """
+    key, kept = work_key(request), store.committed()
+    if key in kept:
+        return Envelope.from_bytes(store.load(key)["reply"])
+    if kept and key < kept[-1]:
+        raise InvalidMessage(
+            f"{party}: work of round {request.round} was asked for, but this client has done {kept[-1]} and keeps the "
+            f"replies of {', '.join(kept)} only. The message was replayed, or the server went back: start a new run "
+            "in another folder."
+        )
+    return None

@@ -20,7 +20,7 @@ Source: FedMKT, arXiv:2406.02224v4, appendix A; specification of FedMKT, section
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from fedtandem.exchange.card import Card
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply, FetchRequest, WorkReply, WorkRequest
+from fedtandem.exchange.reading import Expected
 
 Reply = TypeVar("Reply")
 
@@ -39,6 +40,7 @@ class Clients(Protocol):
     """Asking the clients, under a round policy; `federation.strategy.Strategy` is one."""
 
     def names(self) -> list[str]: ...
+    def here(self) -> list[str]: ...
     def chosen(self, round_number: int) -> list[str]: ...
     def ask(
         self,
@@ -46,7 +48,7 @@ class Clients(Protocol):
         decode: Callable[[str, Envelope], Reply],
         *,
         round_number: int,
-        everyone: bool = False,
+        need: Literal["quorum", "willing", "none"] = "quorum",
     ) -> dict[str, Reply] | None: ...
 
 
@@ -63,7 +65,7 @@ def run_fedmkt(server: Server, clients: Clients, emit: Emit) -> None:
     """
     flow, rounds = server.flow, server.rounds
     if flow.asks_clients:
-        _exchange_cards(server, clients)
+        _exchange_cards(server, clients, clients.names(), 0)
     done = server.restore()
     if done < 0:
         server.begin()
@@ -71,6 +73,9 @@ def run_fedmkt(server: Server, clients: Clients, emit: Emit) -> None:
         done = 0
     for round_number in range(done + 1, rounds.num_rounds + 1):
         emit("round_started", round=round_number)
+        late = [name for name in clients.here() if name not in server.cards] if flow.asks_clients else []
+        if late:
+            _exchange_cards(server, clients, late, round_number)
         replies = _work(server, clients, round_number) if flow.asks_clients else {}
         if replies is not None:
             server.note_requests(replies)
@@ -84,15 +89,19 @@ def run_fedmkt(server: Server, clients: Clients, emit: Emit) -> None:
         _work(server, clients, rounds.num_rounds + 1)
 
 
-def _exchange_cards(server: Server, clients: Clients) -> None:
-    """Once per run: vocabularies and where rows lie; another public set is refused before round 1."""
+def _exchange_cards(server: Server, clients: Clients, names: list[str], round_number: int) -> None:
+    """Vocabularies and where rows lie; another public set is refused before round 1. Who comes later is met later.
+
+    Raises:
+        QuorumError: before round 1, a client refuses or sends no valid card.
+    """
     card = server.own_card().to_envelope()
-    cards = clients.ask(
-        dict.fromkeys(clients.names(), card),
-        lambda _name, envelope: Card.from_envelope(envelope),
-        round_number=0,
-        everyone=True,
-    )
+
+    def decode(name: str, envelope: Envelope) -> Card:
+        return Card.from_envelope(envelope, expected=Expected(party=name, public_hash=server.public_hash))
+
+    need: Literal["willing", "none"] = "willing" if round_number == 0 else "none"
+    cards = clients.ask(dict.fromkeys(names, card), decode, round_number=0, need=need)
     for _, theirs in sorted((cards or {}).items()):
         server.welcome(theirs)
 
@@ -100,7 +109,8 @@ def _exchange_cards(server: Server, clients: Clients) -> None:
 def _work(server: Server, clients: Clients, round_number: int) -> dict[str, WorkReply] | None:
     """One work message to each client of the round; two where the clients' weights are averaged in between."""
     flow, last = server.flow, server.rounds.num_rounds
-    names = clients.names() if round_number > last else clients.chosen(round_number)
+    chosen = clients.names() if round_number > last else clients.chosen(round_number)
+    names = [name for name in chosen if name in server.cards]
     distil = flow.clients_learn and round_number > 1
     averages = (
         flow.aggregate_every > 0 and round_number > 1 and (round_number - 1) % flow.aggregate_every == 0

@@ -39,7 +39,7 @@ def _names(config: "RunConfig") -> Iterator[Fault]:
 def _private_data(config: "RunConfig") -> Iterator[Fault]:
     tuned = [method for method in config.methods if method not in WITHOUT_PRIVATE_DATA]
     for client in config.clients:
-        if client.data is None and tuned:
+        if client.data is None and tuned and config.federation.carrier == "local":
             yield Fault(
                 f"clients.{client.name}.data",
                 None,

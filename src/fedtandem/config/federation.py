@@ -10,8 +10,9 @@ from fedtandem.config.section import Section
 class FederationConfig(Section):
     """The clock and the rules of a run."""
 
-    carrier: Literal["local"] = "local"
-    """What carries the messages: `local` is a loop in this process; everything is still encoded and counted."""
+    carrier: Literal["local", "flower"] = "local"
+    """What carries the messages: `local` is a loop in this process (all is still encoded and counted), `flower` reaches
+    clients at their sites."""
     num_rounds: int = Field(5, ge=1)
     """Rounds of the whole algorithm (the paper: "within 10", depending on the data)."""
     fraction_train: float = Field(1.0, gt=0, le=1)

@@ -15,6 +15,7 @@ from fedtandem.config.faults import refuse
 from fedtandem.config.overrides import apply_overrides, read_overrides
 from fedtandem.config.run import RunConfig
 from fedtandem.config.schema import map_paths
+from fedtandem.config.section import Section
 from fedtandem.config.study import StudyConfig
 from fedtandem.config.validate import validated
 from fedtandem.errors import ConfigError
@@ -118,7 +119,7 @@ def _load(schema: type[C], path: str | Path, overrides: Iterable[str] | Mapping[
 
 
 def _build(schema: type[C], document: dict[str, Any], source: str, faults: Iterable[Any] = ()) -> C:
-    root = _data_root(document)
+    root = data_root(document)
     filled = map_paths(schema, document, lambda _, text: text.replace(ROOT, root))
     if isinstance(filled.setdefault("data", {}), dict):
         filled["data"]["root"] = root
@@ -150,7 +151,7 @@ def locate(path: str | Path) -> Path:
     return file
 
 
-def read_document(schema: type[RunConfig], file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_document(schema: type[Section], file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's tables over those of the files it `extends`; relative paths made absolute, each from its own file.
 
     Raises:
@@ -217,7 +218,7 @@ def absolute(kind: str, text: str, folder: Path) -> str:
     return os.path.normpath(folder / path)
 
 
-def _data_root(document: Mapping[str, Any]) -> str:
+def data_root(document: Mapping[str, Any]) -> str:
     section = document.get("data")
     stated = section.get("root") if isinstance(section, Mapping) else None
     if isinstance(stated, str):

@@ -105,13 +105,15 @@ class RunConfig(Section):
     def hash(self) -> str:
         """SHA-256 (hex) of all that can change a result.
 
-        Not the report, the threads, how memory is used, or where the folder of shared data stands.
+        Not the report, the threads, how memory is used, what carries the messages, or where the folder of shared data
+        stands.
         """
         plain = self.resolved()
         for key in ("report", "num_threads", "data"):
             plain.pop(key)
         for key in ("deadline_s", "keep_models"):
             plain["federation"].pop(key)
+        plain["federation"]["carrier"] = "local"
         text = json.dumps(plain, sort_keys=True)
         if self.data.root is not None:
             text = text.replace(json.dumps(self.data.root)[1:-1] + "/", "{data.root}/")

@@ -1,6 +1,6 @@
 """From a config to plain objects: data, models, and for each method a server with its clients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedtandem.algorithms.checked_paths import prepare_check
-from fedtandem.algorithms.client import Client
+from fedtandem.algorithms.client import Client, Store
 from fedtandem.algorithms.learner import Emit, Learner, Progress, Remembered, TestSet
 from fedtandem.algorithms.server import Server
 from fedtandem.algorithms.settings import Flow, KnowledgeSettings, Rounds, Unlabelled
@@ -23,7 +23,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.federation.methods import Method
-from fedtandem.federation.selectors import selection_sides
+from fedtandem.federation.selectors import Sides, selection_sides
 from fedtandem.federation.store import RoundStore
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
@@ -64,8 +64,11 @@ class Parts:
     """Private phases that several methods begin with; each is done once."""
 
 
-def load_parts(config: RunConfig, progress: Progress) -> Parts:
+def load_parts(config: RunConfig, progress: Progress, only: Collection[str] | None = None) -> Parts:
     """Load data and models of all parties.
+
+    Args:
+        only: the parties that are here; None: all of them.
 
     Raises:
         DataError, ModelError: what a file or a model lacks, with the party's name.
@@ -75,6 +78,7 @@ def load_parts(config: RunConfig, progress: Progress) -> Parts:
     prepare_check(config.public.check_settings(), public, config.public.check_answers)
     parties: dict[str, PartyParts] = {}
     members = [(SERVER, config.server), *((client.name, client) for client in config.clients)]
+    members = [(name, party) for name, party in members if only is None or name in only]
     for at, (name, party) in enumerate(members):
         progress("loading models and data", at, len(members))
         own = (
@@ -131,21 +135,25 @@ def _tests(config: RunConfig, name: str) -> list[TestSet]:
     ]
 
 
-def assemble(
-    parts: Parts,
-    method: Method,
-    folder: Path,
-    emit: Emit,
-    progress: Progress,
-    report: Report,
-    *,
-    measure_untouched: bool,
-) -> tuple[Server, dict[str, Client]]:
-    """A server and its clients for one method, in the untouched state.
+@dataclass(frozen=True)
+class Frame:
+    """What server and clients of one method have in common."""
+
+    mode: Mode
+    flow: Flow
+    rounds: Rounds
+    selector: Selector
+    sides: Sides
+
+
+def frame_of(parts: Parts, method: Method, *, measure_untouched: bool) -> Frame:
+    """A method's clock, arrows and selectors.
 
     Args:
-        folder: where the parties commit their states.
         measure_untouched: whether this method measures the untouched models.
+
+    Raises:
+        ConfigError: the method cannot be carried out on this public set.
     """
     config = parts.config
     mode: Mode = method.mode or config.alignment.mode
@@ -161,30 +169,60 @@ def assemble(
         measure_untouched,
     )
     selector = load_selector(method.teacher or config.selection.teacher, margin=config.selection.margin)
-    flow = _flow(method, config)
-    sides = selection_sides(config, parts.public, flow, method.items)
-    server_learner = _learner(parts, SERVER, mode, rounds, emit, progress)
+    flow = flow_of(method, config)
+    return Frame(mode, flow, rounds, selector, selection_sides(config, parts.public, flow, method.items))
+
+
+def assemble(
+    parts: Parts,
+    method: Method,
+    folder: Path,
+    emit: Emit,
+    progress: Progress,
+    report: Report,
+    *,
+    measure_untouched: bool,
+) -> tuple[Server, dict[str, Client]]:
+    """A server and the clients that are here for one method, in the untouched state.
+
+    Args:
+        folder: where the parties commit their states.
+        measure_untouched: whether this method measures the untouched models.
+    """
+    frame = frame_of(parts, method, measure_untouched=measure_untouched)
+    learner = _learner(parts, SERVER, frame, emit, progress)
     if method.pools_private:
         clients = [party for name, party in parts.parties.items() if name != SERVER]
-        server_learner.own = [*server_learner.own, *(sample for party in clients for sample in party.own)]
+        learner.own = [*learner.own, *(sample for party in clients for sample in party.own)]
     server = Server(
-        server_learner, flow, rounds, selector, _map_maker(server_learner.lm, mode), RoundStore(folder / SERVER),
-        report=partial(report, SERVER), selecting=sides.server(server_learner), offering=sides.offering,
+        learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode),
+        RoundStore(folder / SERVER), report=partial(report, SERVER), selecting=frame.sides.server(learner),
+        offering=frame.sides.offering,
     )  # fmt: skip
-    members: dict[str, Client] = {}
-    for name, party in parts.parties.items():
-        if name == SERVER:
-            continue
-        learner = _learner(parts, name, mode, rounds, emit, progress)
-        members[name] = Client(
-            learner, flow, rounds, selector, _map_maker(learner.lm, mode), RoundStore(folder / name),
-            repeats_private=_refusal(party), keep_in_memory=config.federation.keep_models,
-            report=partial(report, name), selecting=sides.clients(learner),
-        )  # fmt: skip
-    return server, members
+    return server, {
+        name: assemble_client(parts, name, frame, RoundStore(folder / name), emit, progress, report)
+        for name in parts.parties
+        if name != SERVER
+    }
 
 
-def _flow(method: Method, config: RunConfig) -> Flow:
+def assemble_client(
+    parts: Parts, name: str, frame: Frame, store: Store, emit: Emit, progress: Progress, report: Report
+) -> Client:
+    """One client for one method, in the untouched state.
+
+    Args:
+        store: where it commits its states.
+    """
+    learner = _learner(parts, name, frame, emit, progress)
+    return Client(
+        learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode), store,
+        repeats_private=_refusal(parts.parties[name]), keep_in_memory=parts.config.federation.keep_models,
+        report=partial(report, name), selecting=frame.sides.clients(learner),
+    )  # fmt: skip
+
+
+def flow_of(method: Method, config: RunConfig) -> Flow:
     """The method's arrows, less those the config takes out of FedMKT itself."""
     federation = config.federation
     if not (method.flow.up and method.flow.down):
@@ -203,8 +241,8 @@ def _refusal(party: PartyParts) -> Callable[[str], bool]:
     return (lambda text: False) if private is None else private.repeats
 
 
-def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, progress: Progress) -> Learner:
-    config, party = parts.config, parts.parties[name]
+def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progress) -> Learner:
+    config, party, mode = parts.config, parts.parties[name], frame.mode
     section = party.config
     party.lm.load_state(party.untouched)
     distillation, knowledge = config.distillation, config.knowledge
@@ -248,7 +286,7 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
         ),
         unlabelled=unlabelled,
         replay_fraction=distillation.replay_fraction_for(server=on_server, labelled=config.public.labelled),
-        num_rounds=max(1, rounds.num_rounds),
+        num_rounds=max(1, frame.rounds.num_rounds),
         seed=config.seed,
         max_length=section.max_length,
         chat_template=section.chat_template,
@@ -294,4 +332,7 @@ def _map_maker(lm: LanguageModel, mode: str) -> Callable[[Card], np.ndarray]:
     )
 
 
-__all__ = ["Parts", "PartyParts", "Selector", "assemble", "load_parts", "model_spec", "phase_settings"]
+__all__ = [
+    "Parts", "PartyParts", "Selector", "assemble", "assemble_client", "flow_of", "frame_of", "load_parts", "model_spec",
+    "phase_settings",
+]  # fmt: skip

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedtandem.atomic import cut_torn_line
+
 
 class EventLog:
     """Appends events to `events.jsonl`; each line is whole before the next begins.
@@ -18,7 +20,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -53,10 +55,3 @@ def newest_of_each(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             kept[tuple(event.get(key) for key in _IDENTITY)] = event
     return list(kept.values())
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.is_file():
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            path.write_bytes(data[: data.rfind(b"\n") + 1])

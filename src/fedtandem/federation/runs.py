@@ -4,12 +4,12 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +23,17 @@ from fedtandem.config import RunConfig
 from fedtandem.data.public import public_hash
 from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation
+from fedtandem.exchange.carrier import Carrier
 from fedtandem.federation.build import SERVER, Parts, assemble, load_parts
 from fedtandem.federation.events import EventLog, read_events
 from fedtandem.federation.local import FaultPlan, LocalCarrier
 from fedtandem.federation.methods import METHODS, Method, method_named
 from fedtandem.federation.processes import is_first, part, run_folder
+from fedtandem.federation.remote import Count, Emit, Remote, check_methods, new_experiment
 from fedtandem.federation.strategy import RoundPolicy, Strategy
+
+if TYPE_CHECKING:
+    from fedtandem.federation.progress import Watch
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ def run_methods(
     progress: Progress = _silent,
     faults: FaultPlan | None = None,
     measure_untouched: bool = True,
+    remote: Remote | None = None,
 ) -> dict[str, Any]:
     """Run methods and write the run folder.
 
@@ -57,6 +63,7 @@ def run_methods(
         progress: told (what, done, of).
         faults: what the network does wrong (tests).
         measure_untouched: evaluate the models before round 1 too; the method `zero_shot` always does.
+        remote: the clients are elsewhere, behind this engine; None: all parties are here.
 
     Returns:
         The summary, as in `summary.json`.
@@ -65,7 +72,7 @@ def run_methods(
         ConfigError: the folder holds another run; a method is unknown.
     """
     with run_folder(output) as folder:
-        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched)
+        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched, remote)
 
 
 def _run_methods(
@@ -76,9 +83,17 @@ def _run_methods(
     progress: Progress,
     faults: FaultPlan | None,
     measure_untouched: bool,
+    remote: Remote | None,
 ) -> dict[str, Any]:
     chosen = {name: method_named(name) for name in methods}
-    record = _open_record(config, list(methods), output, resume)
+    if remote is not None:
+        check_methods(methods)
+    elif config.federation.carrier != "local":
+        raise ConfigError(
+            f'federation.carrier is "{config.federation.carrier}": start the run with `fedtandem run FILE '
+            '--connection NAME`, or set it to "local".'
+        )
+    record = open_record(config, list(methods), output, resume, remote.name if remote else "local")
     transformers.utils.logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(record["num_threads"])
@@ -86,13 +101,14 @@ def _run_methods(
     try:
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):
-            parts = load_parts(config, progress)
+            parts = load_parts(config, progress, None if remote is None else {SERVER})
         record["public_hash"] = public_hash(parts.public)
         record["models"] = {name: _about(parts, name) for name in parts.parties}
         _write_record(output, record)
         for at, (name, method) in enumerate(chosen.items()):
             starts = method.no_rounds or (measure_untouched and at == 0 and "zero_shot" not in chosen)
-            _run_one(parts, name, method, output, log, progress, faults, measure_untouched=starts)
+            reach = None if remote is None else partial(remote.connect, record["experiment"], name)
+            _run_one(parts, name, method, output, log, progress, faults, reach, measure_untouched=starts)
         summary = _summarise(output, list(methods), config.seed)
         write_text(output / "summary.json", json.dumps(summary, indent=1))
         record["status"], record["finished"] = "finished", _now()
@@ -103,7 +119,14 @@ def _run_methods(
         log.close()
 
 
-def _open_record(config: RunConfig, methods: list[str], output: Path, resume: bool) -> dict[str, Any]:
+def open_record(
+    config: RunConfig, methods: list[str], output: Path, resume: bool, carrier: str
+) -> dict[str, Any]:
+    """Begin a run's record, or take up the one that is there.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is false, or it holds another run.
+    """
     path = output / "run.json"
     threads = config.num_threads or torch.get_num_threads()
     if path.is_file():
@@ -116,6 +139,11 @@ def _open_record(config: RunConfig, methods: list[str], output: Path, resume: bo
             raise ConfigError(
                 f"{output} holds another run: {_difference(old, config, methods)}. Resume with the same file, or give "
                 "another --output."
+            )
+        if old["carrier"] != carrier:
+            raise ConfigError(
+                f"{output} was begun with the carrier {old['carrier']!r}, not {carrier!r}: its clients' states lie "
+                "elsewhere. Resume with the same carrier, or give another --output."
             )
         if config.num_threads is None:
             threads = old["num_threads"]
@@ -130,9 +158,11 @@ def _open_record(config: RunConfig, methods: list[str], output: Path, resume: bo
     record = {
         "schema": 1, "name": config.name, "algorithm": config.algorithm, "methods": methods,
         "config": config.resolved(), "config_hash": config.hash, "seed": config.seed, "versions": versions(),
-        "public_hash": None, "models": {}, "num_threads": threads, "carrier": config.federation.carrier,
+        "public_hash": None, "models": {}, "num_threads": threads, "carrier": carrier,
         "started": _now(), "finished": None, "status": "running",
     }  # fmt: skip
+    if carrier != "local":
+        record["experiment"] = new_experiment(config.name)
     _write_record(output, record)
     return record
 
@@ -198,6 +228,7 @@ def _run_one(
     log: EventLog,
     progress: Progress,
     faults: FaultPlan | None,
+    reach: Callable[[Count, Emit], Carrier] | None,
     *,
     measure_untouched: bool,
 ) -> None:
@@ -239,10 +270,10 @@ def _run_one(
     )  # fmt: skip
     federation = parts.config.federation
     strategy = Strategy(
-        LocalCarrier(clients, count=count, faults=faults),
+        LocalCarrier(clients, count=count, faults=faults) if reach is None else reach(count, emit),
         RoundPolicy(
             federation.fraction_train, federation.min_clients, federation.deadline_s, federation.on_short,
-            parts.config.seed,
+            parts.config.seed, tuple(client.name for client in parts.config.clients),
         ),
         emit,
     )  # fmt: skip
@@ -268,14 +299,18 @@ def _save_adapters(
     if flow.server_learns or flow.server_private:
         trained.append(SERVER)
     for name in trained:
-        folder = output / "adapters" / method_name / name
-        parts.parties[name].lm.save(folder)
-        about = {
-            "method": method_name, "party": name, "round": parts.config.federation.num_rounds,
-            "seed": parts.config.seed, "base_model": parts.parties[name].config.model,
-            "vocab_hash": parts.parties[name].lm.tokenizer.card.hash,
-        }  # fmt: skip
-        write_text(folder / "round.json", json.dumps(about, indent=1))
+        save_adapter(parts, name, method_name, output / "adapters" / method_name / name)
+
+
+def save_adapter(parts: Parts, name: str, method_name: str, folder: Path) -> None:
+    """A party's state as a PEFT folder (or a whole model), with a `round.json` beside it."""
+    party = parts.parties[name]
+    party.lm.save(folder)
+    about = {
+        "method": method_name, "party": name, "round": parts.config.federation.num_rounds, "seed": parts.config.seed,
+        "base_model": party.config.model, "vocab_hash": party.lm.tokenizer.card.hash,
+    }  # fmt: skip
+    write_text(folder / "round.json", json.dumps(about, indent=1))
 
 
 # -- evaluations and the summary ---------------------------------------------------------------------------------
@@ -316,13 +351,11 @@ def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
                 "method": name, "party": party, "split": split, "metric": metric,
                 "higher_is_better": event["higher_is_better"], "value": event["value"], "n": event["n"], "seed": seed,
             })  # fmt: skip
-            kept = load_file(
-                output
-                / "methods"
-                / event["method"]
-                / "evaluations"
-                / f"{party}-{event['round']:04d}.safetensors"
-            )
+            file = f"{party}-{event['round']:04d}.safetensors"
+            kept_at = output / "methods" / event["method"] / "evaluations" / file
+            if not kept_at.is_file():  # of a client elsewhere only the means are told
+                continue
+            kept = load_file(kept_at)
             items.update(
                 {key: value for key, value in kept.items() if key.startswith(f"{party}|{split}|{metric}|")}
             )
@@ -358,7 +391,18 @@ def where_it_stopped(folder: Path) -> str:
     return f"{folder}: goes on after {done[-1]['method']}, round {done[-1]['round']}."
 
 
-def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_output: bool) -> int:
+Engine = Callable[[RunConfig, Path, bool, "Watch"], dict[str, Any]]
+"""`engine(config, folder, resume, watch)`: runs a config's methods and returns the summary."""
+
+
+def here(config: RunConfig, folder: Path, resume: bool, watch: "Watch") -> dict[str, Any]:
+    """All parties in this process."""
+    return run_methods(config, config.methods, folder, resume=resume, progress=watch)
+
+
+def run_command(
+    config: RunConfig, *, output: Path | None, resume: bool, json_output: bool, engine: Engine = here
+) -> int:
     """`fedtandem run`: one method, its controls, a table and a report."""
     from fedtandem.federation.progress import Watch
     from fedtandem.reports.html import report_command
@@ -368,7 +412,7 @@ def run_command(config: RunConfig, *, output: Path | None, resume: bool, json_ou
     with Watch(quiet=json_output or not is_first()) as watch:
         if resume and not watch.quiet:
             watch.console.print(where_it_stopped(folder), highlight=False)
-        summary = run_methods(config, config.methods, folder, resume=resume, progress=watch)
+        summary = engine(config, folder, resume, watch)
     first = is_first()
     part()
     if not first:

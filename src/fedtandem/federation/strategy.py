@@ -13,6 +13,7 @@ Reply = TypeVar("Reply")
 Emit = Callable[..., None]
 _LOG = logging.getLogger(__name__)
 
+Need = Literal["quorum", "willing", "none"]
 MAX_ASKS = 10
 """`on_short = "wait"` re-asks those missing this many times before it gives up."""
 
@@ -29,6 +30,8 @@ class RoundPolicy:
     deadline_s: float = 600.0
     on_short: Literal["wait", "skip", "fail"] = "wait"
     seed: int = 0
+    members: tuple[str, ...] = ()
+    """All clients of the run, connected or not; empty: those that the carrier reaches."""
 
 
 class Strategy:
@@ -43,7 +46,11 @@ class Strategy:
         self.emit = emit
 
     def names(self) -> list[str]:
-        """Every client that can be asked now, sorted by name."""
+        """Every client of the run, sorted by name."""
+        return sorted(self.policy.members) or self.here()
+
+    def here(self) -> list[str]:
+        """Those of them that can be asked now."""
         return sorted(party.name for party in self.carrier.parties())
 
     def chosen(self, round_number: int) -> list[str]:
@@ -61,7 +68,7 @@ class Strategy:
         decode: Callable[[str, Envelope], Reply],
         *,
         round_number: int,
-        everyone: bool = False,
+        need: Need = "quorum",
     ) -> dict[str, Reply] | None:
         """Send each named party its envelope and decode what comes back.
 
@@ -69,7 +76,8 @@ class Strategy:
             requests: client name -> envelope.
             decode: turns a reply into a checked message; raises `InvalidMessage` where it cannot.
             round_number: for messages and events.
-            everyone: every client asked must answer (cards); else `min_clients` suffice.
+            need: `quorum`: `min_clients` valid replies; `willing`: also, nobody may refuse or answer wrongly (the
+                first cards); `none`: whatever comes of one asking.
 
         Returns:
             The valid replies by client name, sorted by name; None when the round is short and
@@ -78,7 +86,7 @@ class Strategy:
         Raises:
             QuorumError: the round is short and `on_short = "fail"`, or waiting did not help; names the missing.
         """
-        quorum = len(requests) if everyone else min(self.policy.min_clients, len(requests))
+        quorum = min(self.policy.min_clients, len(requests))
         replies: dict[str, Reply] = {}
         waiting = dict(requests)
         missing: dict[str, Absence] = {}
@@ -95,9 +103,13 @@ class Strategy:
                     "round %d: %s is absent (%s): %s", round_number, name, absence.reason, absence.text
                 )
                 self.emit("absence", round=round_number, party=name, reason=absence.reason, text=absence.text)
-            if len(replies) >= quorum:
+            if need == "willing" and any(
+                absence.reason in ("refused", "invalid") for absence in missing.values()
+            ):
+                break
+            if len(replies) >= quorum or need == "none":
                 return dict(sorted(replies.items()))
-            if self.policy.on_short == "skip" and not everyone:
+            if self.policy.on_short == "skip" and need == "quorum":
                 return None
             if self.policy.on_short == "fail":
                 break
@@ -105,7 +117,8 @@ class Strategy:
         told = "; ".join(
             f"{name}: {absence.reason} ({absence.text})" for name, absence in sorted(missing.items())
         )
+        wanted = "all" if need == "willing" else quorum
         raise QuorumError(
-            f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {quorum} are "
+            f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {wanted} are "
             f"needed. Missing: {told}. Bring them back and go on with --resume, or lower federation.min_clients."
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedtandem.errors import DataError, InvalidMessage
+from fedtandem.federation.audit import NAME as AUDIT
+from fedtandem.federation.audit import describe_audit
 from fedtandem.reports.contrasts import run_contrasts, study_contrasts
 from fedtandem.reports.costs import run_costs
 from fedtandem.reports.record import RunRecord, StudyRecord, is_run, is_study, read_record
@@ -25,7 +27,7 @@ def inspect_command(path: Path) -> str:
 
     Args:
         path: an envelope or a frame; an adapter or model folder; a run's or a study's folder; safetensors; a
-            vocabulary map (.npy or .json).
+            vocabulary map (.npy or .json); a site's audit log, or the folder that holds it.
 
     Raises:
         DataError: there is nothing, or nothing this program knows.
@@ -42,6 +44,8 @@ def inspect_command(path: Path) -> str:
 
 
 def _folder(path: Path) -> list[str]:
+    if (path / AUDIT).is_file():
+        return describe_audit(path / AUDIT)
     if is_run(path) or is_study(path):
         record = read_record(path)
         return _run(record) if isinstance(record, RunRecord) else _study(record)
@@ -149,9 +153,11 @@ def _file(path: Path) -> list[str]:
         return _tensors(path)
     if path.suffix == ".json":
         return _table(path)
+    if path.name == AUDIT:
+        return describe_audit(path)
     raise DataError(
         f"{path} is no file this program writes: an envelope begins with FTEN, a frame is zstandard; known endings are "
-        ".safetensors, .npy and .json. To look into a run, name its folder."
+        ".safetensors, .npy, .json and audit.jsonl. To look into a run, name its folder."
     )
 
 
