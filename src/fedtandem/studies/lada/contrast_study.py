@@ -119,8 +119,8 @@ class ContrastStudy:
         self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]
     ) -> Iterable[tuple[int, str]]:
         """Every arm with both tokenizers."""
-        lines = [f"{kind}: {arm}" for kind in STUDENTS for arm in ARMS]
-        return [(seed, line) for seed in seeds for line in lines if (seed, line) not in done]
+        every = [(seed, f"{kind}: {arm}") for kind in STUDENTS for seed in seeds for arm in ARMS]
+        return [cell for cell in every if cell not in done]
 
     def run(self, cell: tuple[int, str]) -> Outcome:
         """One trial."""
@@ -134,7 +134,8 @@ class ContrastStudy:
 
     def summary(self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]) -> dict[str, Any]:
         """Tables and bars."""
-        return tables_and_bars(tuple(STUDENTS), ARMS, list(seeds), done, asdict(self.settings))
+        complete = [k for k in STUDENTS if all((s, f"{k}: {arm}") in done for s in seeds for arm in ARMS)]
+        return tables_and_bars(complete, ARMS, list(seeds), done, asdict(self.settings))
 
 
 def run_trial(student: Student, arm: str, settings: Settings) -> Outcome:

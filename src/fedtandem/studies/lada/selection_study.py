@@ -48,6 +48,7 @@ ARMS: Mapping[str, Callable[[], Arm]] = {
     NULL: lambda: Arm(NULL, Heuristic(NULL, permuted)),
     **{name: partial(_plain, name) for name in _PLAIN},
     "confident_gap, half shown": lambda: Arm("confident_gap, half shown", heuristic("confident_gap"), shown=0.5),
+    "verified_gap, half shown": lambda: Arm("verified_gap, half shown", heuristic("verified_gap"), True, shown=0.5),
     "random, checked": lambda: Arm("random, checked", heuristic("random"), checked=True),
     "verified_gap": lambda: Arm("verified_gap", heuristic("verified_gap"), checked=True),
     "lada, checked": lambda: Arm("lada, checked", lada_named("lada"), checked=True),
@@ -128,7 +129,8 @@ class SelectionStudy:
 
     def summary(self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]) -> dict[str, Any]:
         """Tables and bars."""
-        return tables_and_bars(list(ARMS), list(seeds), done, self.settings.recipe)
+        complete = [line for line in ARMS if all((seed, line) in done for seed in seeds)]
+        return tables_and_bars(complete, list(seeds), done, self.settings.recipe)
 
 
 @lru_cache(maxsize=1)

@@ -31,7 +31,7 @@ def tables_and_bars(lines: Sequence[str], seeds: Sequence[int], done: Done, reci
     claims = {pair for pair, found in decisions(family).items() if found.claim}
     of_null = sorted(seed for seed, line in done if line == NULL and (seed, RANDOM) in done)
     null = paired(done, of_null, NULL, RANDOM, "mean", SPLITS)
-    bars = [_best(lines, seeds, done), _null(null), _half(family[HALF, ALL])]
+    bars = [_best(lines, seeds, done), _null(null), *_against_everything(lines, seeds, done)]
     return {
         "bars": bars,
         "tables": {
@@ -90,12 +90,24 @@ def _null(found: Comparison) -> Bar:
     )  # fmt: skip
 
 
-def _half(found: Comparison) -> Bar:
-    low = (found.interval or (-1.0, 1.0))[0]
-    return Bar(
-        "confident_gap shown half of the pool, minus everything at equal updates: interval above -1 point",
-        told(found), spread(found.differences), low > -0.01,
-    )  # fmt: skip
+def _against_everything(lines: Sequence[str], seeds: Sequence[int], done: Done) -> list[Bar]:
+    """Fewer bytes, and no worse than everything? Where logits travel, only those of chosen items do; text is shown."""
+    bars = []
+    for line, what in (
+        ("verified_gap", "logits of the chosen alone"),
+        ("verified_gap, half shown", "half of the texts shown"),
+        (HALF, "half of the texts shown"),
+    ):
+        if line in lines and ALL in lines:
+            found = paired(done, seeds, line, ALL, "mean", SPLITS)
+            key = "bytes_learnt" if line == "verified_gap" else "bytes_shown"
+            share = _mean(done, seeds, line, key) / _mean(done, seeds, line, "bytes_pool")
+            low = (found.interval or (-1.0, 1.0))[0]
+            bars.append(Bar(
+                f"{line} ({what}) minus everything at equal updates, points: interval above -1 at <= 50 % of the bytes",
+                f"{told(found)} at {100 * share:.0f} %", spread(found.differences), low > -0.01 and share <= 0.505,
+            ))  # fmt: skip
+    return bars
 
 
 def _share(value: float) -> str:
