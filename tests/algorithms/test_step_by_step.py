@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from fedtandem.algorithms.contrast import make_contrast
+from fedtandem.algorithms.contrast import make_contrast, wrong_step
 from fedtandem.algorithms.lada import lada_named
 from fedtandem.algorithms.learner import Learner, Lesson
 from fedtandem.algorithms.pool_rows import PoolScorer
@@ -15,6 +15,7 @@ from fedtandem.algorithms.step_by_step import ModelTeacher, step_by_step
 from fedtandem.data.chains import check_path, operator_tables
 from fedtandem.distillation.contrastive_reasoning import ContrastiveTerm
 from fedtandem.models.language_model import LanguageModel
+from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.selection.heuristics import heuristic
 from fedtandem.selection.items import Floats, ItemSelector, Pair, Pool, ScoreRows, Selection
 
@@ -172,3 +173,53 @@ def test_the_contrast_pulls_the_taught_path_up_and_the_own_one_down(
     now_pos, now_neg = sequence_log_probs(learner.lm, [pair.pos, pair.neg])
     assert now_pos > pair.ref_pos
     assert now_neg < pair.ref_neg
+
+
+SPOILT = " 3 + 5 = 8 ; 8 * 2 = 7 ; 7 - 1 = 6 ; # 6"
+
+
+@pytest.mark.parametrize("model", ["client-a", "client-b", "server"])
+def test_a_path_cut_to_each_of_its_steps_adds_up_to_the_whole(model: str) -> None:
+    lm = load_model(ModelSpec(model=f"embedded:chains-{model}", tuning_method="none", device="cpu"))
+    (text,) = lm.tokenizer.encode_many([("Q 3 + 5 * 2 - 1 A", SPOILT)])
+    places = [*((at, at + 12) for at in (0, 12, 24)), (36, len(SPOILT))]
+    steps = [wrong_step(text, SPOILT, where) for where in places]
+    (whole,) = sequence_log_probs(lm, [text])
+    parts = sequence_log_probs(lm, [step for step in steps if step is not None])
+    (closed,) = sequence_log_probs(lm, [wrong_step(text, SPOILT, (0, len(SPOILT)))])  # type: ignore[list-item]
+    assert parts.sum() == pytest.approx(closed, abs=1e-4)
+    assert closed >= whole  # the EOS belongs to no step
+    assert wrong_step(text, SPOILT, (99, 120)) is None
+
+
+def test_only_the_first_wrong_step_of_a_refuted_path_counts(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Verdict:
+        ok: bool
+        first_wrong: tuple[int, int] | None
+        reason: str = "by heart"
+
+    learner = student(3)
+    right = SPOILT.replace("8 * 2 = 7 ; 7 - 1 = 6 ; # 6", "8 * 2 = 6 ; 6 - 1 = 5 ; # 5")
+    verdicts = {
+        right: Verdict(True, None),
+        SPOILT: Verdict(False, (12, 24)),
+        " no chain": Verdict(False, None),
+    }
+    monkeypatch.setattr(learner, "write", lambda *_, **__: [SPOILT, " no chain", SPOILT])
+    scorer = PoolScorer(
+        learner, pool_of(learner, probe=0), frozenset({"verdict"}), lambda _, path: verdicts[path]
+    )
+    term = ContrastiveTerm(1.0, prefer="verified", negative="first_wrong_step")
+    contrast = make_contrast(
+        learner, scorer, 1, lesson_of(learner, [right, right, SPOILT]), np.arange(3), {"clinic-a": term},
+        {"clinic-a": np.arange(3)},
+    )  # fmt: skip
+    assert list(contrast.pairs) == [0]  # where nobody can say which step is wrong, nothing is contrasted
+    pair = contrast.pairs[0]
+    assert (
+        learner.lm.tokenizer.decode_answer(pair.neg.targets[pair.neg.segment == 1]).strip() == "8 * 2 = 7 ;"
+    )
+    assert pair.ref_neg == pytest.approx(float(sequence_log_probs(learner.lm, [pair.neg])[0]))

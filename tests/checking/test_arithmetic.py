@@ -108,3 +108,19 @@ def test_on_the_rationales_of_gsm8k(shared: Path) -> None:
     assert counts["covered"] >= 0.97 * counts["marked"] > 500
     assert counts["right"] >= 0.995 * counts["found"]
     assert counts["seen"] >= 0.99 * counts["broken"] > 500
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(0, 2)), min_size=1, max_size=5))
+def test_the_verdict_says_where_the_first_wrong_step_stands(sums: list[tuple[int, int, int]]) -> None:
+    lines = [f"Then there are {a}+{b} = {a + b + off} left." for a, b, off in sums]
+    text = "\n".join(lines)
+    verdict = arithmetic("", text)
+    wrong = [i for i, (_, _, off) in enumerate(sums) if off]
+    if not wrong:
+        assert verdict.first_wrong is None
+        return
+    assert verdict.first_wrong is not None
+    a, b, off = sums[wrong[0]]
+    first, last = verdict.first_wrong
+    assert text[first:last] == f"{a}+{b} = {a + b + off}"
+    assert text[:first].count("\n") == wrong[0]

@@ -51,6 +51,8 @@ def test_only_what_the_receiver_claims_to_know_is_asked_again() -> None:
     verdict = only_and(prompt, foreign)
     assert verdict.ok is False
     assert "contradicts" in verdict.reason
+    assert verdict.first_wrong is not None
+    assert foreign[slice(*verdict.first_wrong)] == foreign[12:24]  # the second step, with &
     assert all("&" in question for question in asked)
     stranger = PathCheck(chains_form, ask, ())
     assert stranger(prompt, foreign).reason == "the form holds, 0 of 2 steps asked again"

@@ -1,7 +1,7 @@
 """The selector's own loss inside a host's public phase: a producer's path against the receiver's, batch by batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from fedtandem.algorithms.learner import Learner, Lesson
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.sequence_scores import batch_log_probs, n_path_tokens, sequence_log_probs
 from fedtandem.distillation.contrastive_reasoning import prefer
-from fedtandem.models.encoded import Encoded
+from fedtandem.models.encoded import ANSWER, PROMPT, Encoded
 from fedtandem.selection.items import Floats, Ids, LossTerm
 
 NEGATIVE_TEMPERATURE = 0.7
@@ -27,6 +27,7 @@ class PathPair:
     ref_pos: float
     ref_neg: float
     term: LossTerm
+    paths: tuple[str, str]
 
 
 @dataclass
@@ -125,24 +126,79 @@ def make_contrast(
     written = learner.write(
         round_number, learner.unlabelled.max_new_tokens, NEGATIVE_TEMPERATURE, index=items, phase="negatives"
     )
-    learnt = [_path_text(learner, lesson.texts[at]) for at, _ in wanted]
-    usable = [j for j, text in enumerate(written) if text and text != learnt[j]]
-    negatives = learner.answered([items[j] for j in usable], [written[j] for j in usable])
-    positives = [lesson.texts[wanted[j][0]] for j in usable]
-    if usable and peer is not None and wanted[0][1].reference == "peer":
-        asked = [items[j] for j in usable]
-        ref_pos, ref_neg = peer(asked, [learnt[j] for j in usable]), peer(asked, [written[j] for j in usable])
-    else:
-        ref_pos = sequence_log_probs(learner.lm, positives)
-        ref_neg = sequence_log_probs(learner.lm, negatives)
-    for j, pos, neg, of_pos, of_neg in zip(usable, positives, negatives, ref_pos, ref_neg, strict=True):
-        at, term = wanted[j]
-        side = prefer(scorer.verdict(items[j], learnt[j]), scorer.verdict(items[j], written[j]), term.prefer)
-        if side == 0 or np.isnan(of_pos + of_neg):
-            continue
-        pair = PathPair(pos, neg, float(of_pos), float(of_neg), term)
-        contrast.pairs[at] = pair if side > 0 else PathPair(neg, pos, float(of_neg), float(of_pos), term)
+    for (at, term), item, own in zip(wanted, items, written, strict=True):
+        learnt = _path_text(learner, lesson.texts[at])
+        if own and own != learnt:
+            side = prefer(scorer.verdict(item, learnt), scorer.verdict(item, own), term.prefer)
+            found = _pair(learner, scorer, item, (learnt, own) if side > 0 else (own, learnt), term)
+            if side != 0 and found is not None:
+                contrast.pairs[at] = found
+    _refer(contrast.pairs, learner, {at: item for (at, _), item in zip(wanted, items, strict=True)}, peer)
     return contrast
+
+
+def _pair(
+    learner: Learner, scorer: PoolScorer, item: int, paths: tuple[str, str], term: LossTerm
+) -> PathPair | None:
+    """The better and the worse path as texts, still without reference; None where one does not fit or cannot be cut."""
+    pos, neg = learner.answered([item, item], paths)
+    if not (pos.scored and neg.scored):
+        return None
+    if term.negative == "first_wrong_step":
+        where = scorer.first_wrong(item, paths[1])
+        cut = None if where is None else wrong_step(neg, paths[1], where)
+        if cut is None:
+            return None
+        neg = cut
+    return PathPair(pos, neg, 0.0, 0.0, term, paths)
+
+
+def _refer(
+    pairs: dict[int, PathPair], learner: Learner, item_at: Mapping[int, int], peer: PeerLogProbs | None
+) -> None:
+    """Fill in what the reference thinks of each pair; a pair it cannot judge is dropped."""
+    for_peer = peer is not None and any(pair.term.reference == "peer" for pair in pairs.values())
+    places = list(pairs)
+    if for_peer and peer is not None:
+        asked = [item_at[at] for at in places]
+        refs = [peer(asked, [pairs[at].paths[side] for at in places]) for side in (0, 1)]
+    else:
+        refs = [
+            sequence_log_probs(learner.lm, texts)
+            for texts in ([pairs[at].pos for at in places], [pairs[at].neg for at in places])
+        ]
+    for at, of_pos, of_neg in zip(places, *refs, strict=True):
+        if np.isnan(of_pos + of_neg):
+            del pairs[at]
+        else:
+            pairs[at] = replace(pairs[at], ref_pos=float(of_pos), ref_neg=float(of_neg))
+
+
+def wrong_step(text: Encoded, path: str, where: tuple[int, int]) -> Encoded | None:
+    """The same text, of which only one step of its path counts, given all that stands before it.
+
+    Args:
+        text: prompt and path in some tokenisation.
+        where: the step's first character in the path, and one behind its last.
+
+    Returns:
+        A text that ends with the step; None where no token of it begins inside the step.
+    """
+    first, last = (len(path[:character].encode()) for character in where)
+    begins = np.maximum.accumulate(np.where(text.segment == ANSWER, text.end_byte, -1))
+    counts = (text.segment == ANSWER) & (begins >= first) & (begins < last) & ~text.is_eos
+    at = np.flatnonzero(counts)
+    if len(at) == 0:
+        return None
+    kept = np.arange(at[-1] + 1)
+    return replace(
+        text,
+        input_ids=text.input_ids[: text.positions[at[-1]] + 2],
+        positions=text.positions[kept],
+        end_byte=text.end_byte[kept],
+        segment=np.where(counts, ANSWER, PROMPT).astype(np.uint8)[kept],
+        is_eos=text.is_eos[kept],
+    )
 
 
 def _path_text(learner: Learner, text: Encoded) -> str:

@@ -44,6 +44,7 @@ class PoolScorer:
         self.needs = needs
         self.checker = checker
         self._verdicts: dict[tuple[int, str], int] = {}
+        self._first_wrong: dict[tuple[int, str], tuple[int, int]] = {}
         self._failures: dict[int, str] = {}
 
     def rows(self, round_number: int, ids: Ids, held: Mapping[int, Path], own: Knowledge | None) -> ScoreRows:
@@ -180,12 +181,19 @@ class PoolScorer:
         key = (item, path)
         if key not in self._verdicts:
             try:
-                ok = self.checker(self.pool.prompts[item], path).ok
+                found = self.checker(self.pool.prompts[item], path)
+                ok, where = found.ok, getattr(found, "first_wrong", None)
+                if where is not None:
+                    self._first_wrong[key] = (int(where[0]), int(where[1]))
             except Exception as error:  # a user's own function: one bad row must not end a run
                 self._failures[item] = f"{type(error).__name__}: {error}"
                 ok = None
             self._verdicts[key] = UNKNOWN if ok is None else RIGHT if ok else WRONG
         return self._verdicts[key]
+
+    def first_wrong(self, item: int, path: str) -> tuple[int, int] | None:
+        """Characters of the first wrong step of a path that the checker refuses; None where it does not say."""
+        return self._first_wrong.get((item, path)) if self.verdict(item, path) == WRONG else None
 
     def report_failures(self, round_number: int) -> None:
         """Say once a round on how many paths the checker failed, and on which first."""

@@ -7,6 +7,7 @@ Source: specification of LaDa, sections 2, 4 and 5.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,8 +37,12 @@ from fedtandem.selection.items import (
     Selection,
     count_of,
 )
+from fedtandem.selection.rank_correlation import spearman
 
 NOTHING = np.zeros(0, np.int64)
+LOOKED_AT = 100
+"""Of a pair's items, so many are measured before and after where the selector itself asks for no feedback."""
+MOST_STRATA = 12
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,17 @@ class Selecting:
         limits = [self.chosen[client].updates_of for client in clients if client in self.chosen]
         known = [limit for limit in limits if limit is not None]
         if "feedback" not in selector.needs:
+            looked_at, before = self._looked_at(round_number, lesson, clients, mine)
             learner.learn(round_number, lesson, updates_of=sum(known) if known else None)
-            self._report(round_number, clients, mine)
+            with learner.timed("reward", round_number):
+                realised = {
+                    client: np.exp(per_token(learner, [lesson.texts[at] for at in places])) - before[client]
+                    for client, places in looked_at.items()
+                }
+            self._report(round_number, clients, mine, {
+                client: self._agreement(client, choice.kept[looked_at[client]], gain)
+                for client, gain in realised.items()
+            })  # fmt: skip
             return
         contrast = self._contrast(round_number, lesson, choice, clients, mine)
         with learner.timed("reward", round_number):
@@ -209,6 +223,35 @@ class Selecting:
                 selector.feedback(round_number, self.pair(client), told)
         self._report(round_number, clients, mine)
         contrast.warn_of_collapse(round_number)
+
+    def _looked_at(
+        self, round_number: int, lesson: Lesson, clients: Mapping[str, str], mine: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Floats]]:
+        """Some places of each pair's items, and how likely their paths are before training: for the report alone."""
+        places, before = {}, {}
+        with self.learner.timed("reward", round_number):
+            for client in clients:
+                seed = phase_seed(self.pool.seed, f"{client}/{self.direction}", round_number, "looked at")
+                places[client] = np.random.default_rng(seed).permutation(mine[client])[:LOOKED_AT]
+                before[client] = np.exp(per_token(self.learner, [lesson.texts[at] for at in places[client]]))
+        return places, before
+
+    def _agreement(self, client: str, items: Ids, gain: Floats) -> dict[str, float | None]:
+        """What was expected of the items against what came: rank correlation of scores and gains; mean gain."""
+        chosen = self.chosen.get(client)
+        if chosen is None or len(items) == 0:
+            return {}
+        scores = chosen.scores[np.searchsorted(chosen.ids, items)]
+        rho = spearman(scores, gain) if np.isfinite(scores).all() and len(items) > 2 else float("nan")
+        return {"spearman": None if np.isnan(rho) else rho, "gain": float(gain.mean())}
+
+    def _strata(self, selection: Selection) -> dict[str, list[int]]:
+        """Stratum -> [chosen, in the pool], where the public rows name theirs: column `stratum`, else `steps`."""
+        named = [sample.fields.get("stratum", sample.fields.get("steps")) for sample in self.learner.public]
+        if any(name is None for name in named):
+            return {}
+        chosen, pool = Counter(str(named[i]) for i in selection.ids), Counter(map(str, named))
+        return {name: [chosen[name], pool[name]] for name in sorted(pool)} if len(pool) <= MOST_STRATA else {}
 
     def _places(self, client: str, producer: str, choice: Choice) -> np.ndarray:
         """Where the pair's items stand in the lesson: those it kept, on an unlabelled set those it teaches."""
@@ -250,19 +293,26 @@ class Selecting:
             of_probes[client] = per_token(self.learner, shown)
         return of_lesson, probes, of_probes
 
-    def _report(self, round_number: int, clients: Mapping[str, str], mine: Mapping[str, np.ndarray]) -> None:
+    def _report(
+        self,
+        round_number: int,
+        clients: Mapping[str, str],
+        mine: Mapping[str, np.ndarray],
+        realised: Mapping[str, Mapping[str, float | None]] | None = None,
+    ) -> None:
         """One line of the record per pair, and its failure signatures as warnings."""
         for client, producer in clients.items():
             selection = self.chosen.get(client)
             if selection is None:
                 continue
-            report = dict(self.selector.report(self.pair(client)))
+            report = {**(realised or {}).get(client, {}), **self.selector.report(self.pair(client))}
             signatures = report.pop("signatures", [])
             reasons = {reason: selection.reasons.count(reason) for reason in dict.fromkeys(selection.reasons)}
             self.learner.emit(
                 "items", round=round_number, party=self.learner.name, teacher=producer, selector=self.selector.name,
                 direction=self.direction, pool=self.pool.n_items, selected=len(selection.ids),
-                trained=len(mine[client]), reasons=reasons, ids=selection.ids.tolist(), **report,
+                trained=len(mine[client]), reasons=reasons, strata=self._strata(selection),
+                ids=selection.ids.tolist(), **report,
             )  # fmt: skip
             found = [*signatures, *self.scorer.signatures(producer, selection.ids, self.held.get(client, {}))]
             for signature, text in found:

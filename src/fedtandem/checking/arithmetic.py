@@ -21,12 +21,14 @@ class ArithmeticStep:
         text: as written, "48/2 = 24".
         left, right: exact values of its sides, in the reading that agrees best.
         ok: whether they agree; a rounded right side does.
+        start: its first character in the text.
     """
 
     text: str
     left: Fraction
     right: Fraction
     ok: bool
+    start: int
 
 
 def arithmetic(prompt: str, path: str) -> Verdict:
@@ -38,7 +40,9 @@ def arithmetic(prompt: str, path: str) -> Verdict:
     steps = list(arithmetic_steps(path))
     for step in steps:
         if not step.ok:
-            return Verdict(False, f"{step.text} is wrong: the left side is {_plain(step.left)}")
+            where = (step.start, step.start + len(step.text))
+            reason = f"{step.text} is wrong: the left side is {_plain(step.left)}"
+            return Verdict(False, reason, first_wrong=where)
     if not steps:
         return Verdict(None, "no arithmetic step found")
     return Verdict(
@@ -54,7 +58,8 @@ def arithmetic_steps(text: str) -> Iterator[ArithmeticStep]:
     alone: what cannot be read is no step. The right side may be rounded or cut to its decimals: 10/3 = 3.33 holds,
     10/3 = 3 does not. Per cent and cents count as hundredths or as they stand, whichever makes the step right.
     """
-    for line in text.splitlines():
+    begin = 0
+    for line, whole in zip(text.splitlines(), text.splitlines(keepends=True), strict=True):
         sides: list[list[Piece]] = [[]]
         for piece in pieces(line[:LONGEST_LINE]):
             if piece.token == EQUALS:
@@ -62,9 +67,10 @@ def arithmetic_steps(text: str) -> Iterator[ArithmeticStep]:
             else:
                 sides[-1].append(piece)
         for left, right in pairwise(sides):
-            step = _step(line, _end_of(left), _start_of(right))
+            step = _step(line, begin, _end_of(left), _start_of(right))
             if step is not None:
                 yield step
+        begin += len(whole)
 
 
 def _plain(value: Fraction) -> str:
@@ -131,7 +137,7 @@ _READINGS = tuple(
 )
 
 
-def _step(line: str, left: Sequence[Piece], right: Sequence[Piece]) -> ArithmeticStep | None:
+def _step(line: str, line_start: int, left: Sequence[Piece], right: Sequence[Piece]) -> ArithmeticStep | None:
     """The equation of two sides; None where a side is no arithmetic, or the left one calculates nothing."""
     ours, theirs = _with_products(left), _with_products(right)
     if not set("+-*/^") & {token for token in ours[1:] if isinstance(token, str)} or not theirs:
@@ -146,7 +152,7 @@ def _step(line: str, left: Sequence[Piece], right: Sequence[Piece]) -> Arithmeti
                 a, b = value_of(ours, scale), value_of(theirs, other)
             except ValueError:
                 return None
-            step = ArithmeticStep(text, a, b, _agree(a, b, theirs))
+            step = ArithmeticStep(text, a, b, _agree(a, b, theirs), line_start + begin)
             if step.ok:
                 return step
             first = first or step

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fedtandem.checking.verdict import Verdict
-from fedtandem.data.chains import chain_prompt, read_path
+from fedtandem.data.chains import STEP_LENGTH, chain_prompt, read_path
 from fedtandem.errors import DataError
 
 
@@ -17,11 +17,13 @@ class Claim:
         question: a prompt that asks for this step alone, "Q 3 @ 5 A".
         answer: what the path says to it, as a model would write it: " 3 @ 5 = 8 ; # 8".
         topic: what one must know to judge it, "@".
+        where: the step's characters in the path, (first, one behind the last); None where a form does not say.
     """
 
     question: str
     answer: str
     topic: str
+    where: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,8 @@ class PathCheck:
         for claim in asked:
             if self._facts[claim.question].answer != claim.answer:
                 own = self._facts[claim.question].answer
-                return Verdict(
-                    False, f"{claim.answer.strip()!r} contradicts what this party knows, {own.strip()!r}"
-                )
+                reason = f"{claim.answer.strip()!r} contradicts what this party knows, {own.strip()!r}"
+                return Verdict(False, reason, first_wrong=claim.where)
         return Verdict(True, f"the form holds, {len(asked)} of {len(claims)} steps asked again")
 
     def vouches(self, prompt: str, path: str) -> bool:
@@ -117,8 +118,9 @@ def chains_form(prompt: str, path: str) -> Sequence[Claim] | str:
             chain_prompt([step.left, step.right], [step.operator]),
             f" {step.left} {step.operator} {step.right} = {step.result} ; # {step.result}",
             step.operator,
+            (at * STEP_LENGTH, (at + 1) * STEP_LENGTH),
         )
-        for step in steps
+        for at, step in enumerate(steps)
     ]
 
 

@@ -12,11 +12,14 @@ class Verdict:
         ok: True: it holds; False: it is refuted; None: this checker cannot tell.
         reason: in a few words, for people.
         failed: the checker itself failed (it raised, timed out, answered nonsense); `ok` is None then.
+        first_wrong: where the first wrong step of a refuted path stands: (first character, one behind its last); None
+            where the checker cannot tell.
     """
 
     ok: bool | None
     reason: str
     failed: bool = False
+    first_wrong: tuple[int, int] | None = None
 
 
 class Checker(Protocol):

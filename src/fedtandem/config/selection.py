@@ -23,11 +23,14 @@ class LadaConfig(Section):
     random_floor: float = Field(0.1, ge=0, lt=1)
     """Share of the budget drawn at random from the rest: protects from lock-in."""
     contrast_weight: float = Field(0.0, ge=0)
-    """Weight of the contrastive loss over whole paths; 0 is off. It lost to plain training in the prototype."""
+    """Weight of the contrastive loss over paths; 0 is off, since plain training did better (`lada-contrast`)."""
     reference: Literal["self", "peer", "none"] = "self"
     """What the contrastive loss is measured against: the receiver as the round began, the producer, or nothing."""
     prefer: Literal["role", "verified"] = "role"
     """`role`: the producer's path is preferred; `verified`: the checker may turn an item round or drop it."""
+    negative: Literal["whole", "first_wrong_step"] = "whole"
+    """What of the worse path is made unlikelier: all of it (paper), or its first wrong step alone, where the checker
+    says which that is; pairs of which it cannot say so are left out."""
     beta: float | None = Field(None, gt=0)
     """Steepness of the contrastive loss. Default: 0.1, or 2 without a reference (on means per token)."""
 

@@ -32,6 +32,8 @@ _RULES: Mapping[str, Callable[[int, int], int]] = {
     "*": lambda left, right: (left * right) % 10,
     "m": max,
 }
+STEP_LENGTH = len(" 3 + 5 = 8 ;")
+"""Characters of one step of a path."""
 _TEST_SHARE = 0.2
 
 

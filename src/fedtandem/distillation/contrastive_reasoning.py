@@ -12,6 +12,7 @@ from torch import Tensor
 
 Reference = Literal["self", "peer", "none"]
 Prefer = Literal["role", "verified"]
+Negative = Literal["whole", "first_wrong_step"]
 
 
 def contrastive_loss(
@@ -69,6 +70,8 @@ class ContrastiveTerm:
         weight: of the mean; the project's default is 0, the parity recipe's 0.5.
         reference: "self", the student at the round's start; "peer", the producer; "none".
         prefer: "role" or "verified".
+        negative: what of the worse path counts: all of it, or its first wrong step alone, given what stands before it,
+            so that the right steps around it are not made unlikelier (arXiv:2406.18629 does so for human reasoning).
         beta, gamma: None takes the form's own.
     """
 
@@ -77,6 +80,7 @@ class ContrastiveTerm:
     prefer: Prefer = "role"
     beta: float | None = None
     gamma: float = 0.5
+    negative: Negative = "whole"
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from fedtandem.selection.items import Checker, ItemSelector, Pool
 from fedtandem.selection.names import HEURISTICS, LEARNING
 from fedtandem.user_code import import_function
 
-CHECKER_SHAPE = "(prompt, path) -> object with .ok (True, False or None) and .reason"
+CHECKER_SHAPE = "(prompt, path) -> object with .ok (True, False or None), .reason, and maybe .first_wrong"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def _learning(name: str, section: SelectionConfig) -> Lada:
     knobs = section.lada
     term = None
     if knobs.contrast_weight > 0 and name in ("lada", "lada_shuffled"):
-        term = ContrastiveTerm(knobs.contrast_weight, knobs.reference, knobs.prefer, knobs.beta)
+        term = ContrastiveTerm(
+            knobs.contrast_weight, knobs.reference, knobs.prefer, knobs.beta, negative=knobs.negative
+        )
     return lada_named(
         name, explore_weight=knobs.explore_weight, reward=knobs.reward, keep=knobs.keep,
         random_floor=knobs.random_floor, term=term,
@@ -147,10 +149,11 @@ def _check(config: RunConfig, name: str, labelled: bool) -> None:
                 'receiver\'s own paths; use "self" or "none". Step-by-step distillation (algorithms/step_by_step.py) '
                 "offers it."
             )
-        if section.lada.prefer == "verified" and section.checker is None:
-            raise ConfigError(
-                'selection.lada.prefer is "verified", but there is no selection.checker to verify by.'
-            )
+        for key, value in (("prefer", "verified"), ("negative", "first_wrong_step")):
+            if getattr(section.lada, key) == value and section.checker is None:
+                raise ConfigError(
+                    f'selection.lada.{key} is "{value}", but there is no selection.checker to verify by.'
+                )
 
 
 __all__ = ["Heuristic", "Sides", "load_checker", "make_pool", "make_selector", "selection_sides"]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ class Items:
 
     Attributes:
         producer, learner: who taught whom.
-        spearman: between the selector's scores and the rewards, before it learnt from them; None where it does not.
+        spearman: between the selector's scores and the rewards (of a formula: the gains), before it learnt from them.
+        strata: stratum -> (chosen, in the pool), where the public rows name theirs.
         gain, probe_gain: how much likelier the right paths became, of the items trained on and of the probe.
     """
 
@@ -108,6 +109,7 @@ class Items:
     spearman: float | None
     gain: float | None
     probe_gain: float | None
+    strata: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,7 @@ def _items(e: Mapping[str, Any]) -> Items:
         str(e.get("method", "")), int(e["round"]), str(e["party"]), str(e["teacher"]), str(e["selector"]),
         str(e["direction"]), int(e["pool"]), int(e["selected"]), int(e["trained"]), dict(e["reasons"]),
         e.get("spearman"), e.get("gain"), e.get("probe_gain"),
+        {name: (int(chosen), int(of)) for name, (chosen, of) in e.get("strata", {}).items()},
     )  # fmt: skip
 
 

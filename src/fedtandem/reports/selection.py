@@ -26,7 +26,12 @@ def selection_rows(run: RunRecord) -> list[dict[str, Any]]:
     """Of the run's method, per round and pair: how many items were chosen and learnt, why, and what it brought."""
     mine = [of for of in run.items if of.method in (run.main, "")]
     return [
-        {"of": of, "share": of.selected / of.pool if of.pool else 0.0, "why": _why(of)}
+        {
+            "of": of,
+            "share": of.selected / of.pool if of.pool else 0.0,
+            "why": _why(of),
+            "strata": ", ".join(f"{name}: {chosen} of {pool}" for name, (chosen, pool) in of.strata.items()),
+        }
         for of in sorted(mine, key=lambda of: (of.round, of.learner != SERVER, of.learner, of.producer))
     ]
 

@@ -248,6 +248,10 @@ class LossTerm(Protocol):
     @property
     def prefer(self) -> Literal["role", "verified"]: ...
 
+    @property
+    def negative(self) -> Literal["whole", "first_wrong_step"]:
+        """What of the worse path counts."""
+
     def __call__(
         self,
         logp_pos: Tensor,

@@ -1,0 +1,11 @@
+"""`python studies/lada-contrast/run.py`: results and page beside this file; goes on where it was stopped."""
+
+from pathlib import Path
+
+from fedtandem.studies.lada.command import main
+from fedtandem.studies.lada.contrast_study import SMALL, ContrastStudy, Settings
+
+if __name__ == "__main__":
+    raise SystemExit(
+        main(lambda small, data: ContrastStudy(SMALL if small else Settings()), Path(__file__).parent)
+    )
