@@ -159,6 +159,7 @@ def assemble(
         config.seed,
         config.evaluation.every,
         measure_untouched,
+        config.federation.private_rounds,
     )
     selector = load_selector(method.teacher or config.selection.teacher, margin=config.selection.margin)
     flow = _flow(method, config)
@@ -216,6 +217,7 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
             config.public.send_rows,
             config.public.temperature,
             config.public.check_returns,
+            config.public.check_offers,
         )
     on_server = name == SERVER
     hard_weight = distillation.hard_weight_for(mode, server=on_server)
@@ -249,6 +251,7 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
         unlabelled=unlabelled,
         replay_fraction=distillation.replay_fraction_for(server=on_server, labelled=config.public.labelled),
         num_rounds=max(1, rounds.num_rounds),
+        private_rounds=_private_rounds(name, rounds),
         seed=config.seed,
         max_length=section.max_length,
         chat_template=section.chat_template,
@@ -262,6 +265,13 @@ def _learner(parts: Parts, name: str, mode: Mode, rounds: Rounds, emit: Emit, pr
         if sum(tensor.nbytes for tensor in party.untouched.values()) < REMEMBERED_BYTES
         else None,
     )
+
+
+def _private_rounds(name: str, rounds: Rounds) -> int | None:
+    """Over how many rounds the rate of a party's private phase falls; the server has one only as a bound, in all."""
+    if name == SERVER or rounds.private_rounds is None:
+        return None
+    return max(1, min(rounds.private_rounds, rounds.num_rounds))
 
 
 def phase_settings(tuning: TuningConfig, **distillation: object) -> PhaseSettings:
