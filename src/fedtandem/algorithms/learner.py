@@ -91,7 +91,7 @@ class Learner:
         seed: of the run.
         max_length: tokens.
         chat_template: wrap prompts in the tokenizer's own template.
-        reset_optimizer: start each phase with new moments, as the reference does.
+        reset_optimizer: start each phase with new moments and its own schedule, as the reference does.
         emit, progress: where the record and the progress go.
         memo: private phases already done from the very same state, shared by the methods of a run; None: none are kept.
     """
@@ -270,7 +270,7 @@ class Learner:
             )
             return
         rounds = self.private_rounds if phase == "private" else self.num_rounds
-        span = ((round_number - 1) / rounds, round_number / rounds)
+        span = (0.0, 1.0) if self.reset_optimizer else ((round_number - 1) / rounds, round_number / rounds)
         report = train_phase(
             self.lm,
             examples,

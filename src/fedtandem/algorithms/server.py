@@ -199,9 +199,10 @@ class Server:
         with learner.timed("transport", round_number):
             lesson = self.classroom.lesson(choice, sources, own_rows)
         if self.flow.up:
-            report_choice(
-                learner, round_number, choice, sources, self.classroom, is_part=self.selecting is not None
+            is_part = self.selecting is not None or (
+                learner.unlabelled is not None and learner.unlabelled.offers_checked
             )
+            report_choice(learner, round_number, choice, sources, self.classroom, is_part=is_part)
         if self.selecting is None:
             learner.learn(round_number, lesson)
         else:
