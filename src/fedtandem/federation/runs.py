@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file, save
 
 from fedtandem.algorithms.fedmkt import run_fedmkt
-from fedtandem.algorithms.learner import Progress, Timed
+from fedtandem.algorithms.learner import Progress, Remembered, Timed
 from fedtandem.atomic import write_bytes, write_text
 from fedtandem.config import RunConfig
 from fedtandem.data.public import public_hash
@@ -46,6 +46,7 @@ def run_methods(
     progress: Progress = _silent,
     faults: FaultPlan | None = None,
     measure_untouched: bool = True,
+    memo: dict[str, Remembered] | None = None,
 ) -> dict[str, Any]:
     """Run methods and write the run folder.
 
@@ -57,6 +58,7 @@ def run_methods(
         progress: told (what, done, of).
         faults: what the network does wrong (tests).
         measure_untouched: evaluate the models before round 1 too; the method `zero_shot` always does.
+        memo: private phases that other runs of this process have done from the very same state; None: this run's own.
 
     Returns:
         The summary, as in `summary.json`.
@@ -65,7 +67,7 @@ def run_methods(
         ConfigError: the folder holds another run; a method is unknown.
     """
     with run_folder(output) as folder:
-        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched)
+        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched, memo)
 
 
 def _run_methods(
@@ -76,6 +78,7 @@ def _run_methods(
     progress: Progress,
     faults: FaultPlan | None,
     measure_untouched: bool,
+    memo: dict[str, Remembered] | None,
 ) -> dict[str, Any]:
     chosen = {name: method_named(name) for name in methods}
     record = _open_record(config, list(methods), output, resume)
@@ -87,6 +90,8 @@ def _run_methods(
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):
             parts = load_parts(config, progress)
+        if memo is not None:
+            parts.memo = memo
         record["public_hash"] = public_hash(parts.public)
         record["models"] = {name: _about(parts, name) for name in parts.parties}
         _write_record(output, record)
