@@ -138,7 +138,10 @@ def test_a_client_offers_only_what_it_verified_and_tunes_alone_in_the_first_roun
     tiny: Tiny, tmp_path: Path, own: Any
 ) -> None:
     config = tiny(
-        *UNLABELLED, "public.check=run_checks:no_three", "public.check_offers=true", "federation.private_rounds=1"
+        *UNLABELLED,
+        "public.check=run_checks:no_three",
+        "public.check_offers=true",
+        "federation.private_rounds=1",
     )
     run_methods(config, ["fedmkt"], tmp_path / "run")
     at_server = [event for event in events(tmp_path / "run", "check") if event["party"] == "server"]

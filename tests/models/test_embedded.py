@@ -43,7 +43,9 @@ def test_all_together_they_are_small() -> None:
     assert all(path.stat().st_mode & 0o044 for path in files)  # readable by every user of a machine
 
 
-def test_tokenizers_all_differ_and_so_do_the_architectures_of_chains(models: dict[str, LanguageModel]) -> None:
+def test_tokenizers_all_differ_and_so_do_the_architectures_of_chains(
+    models: dict[str, LanguageModel],
+) -> None:
     assert len({models[name].model.config.model_type for name in CHAINS}) == len(CHAINS)
     for parties in (CHAINS, MUTUAL):
         assert len({models[name].tokenizer.card.hash for name in parties}) == len(parties)

@@ -14,7 +14,9 @@ def share_by_stratum(checked: Sequence[Checked]) -> dict[str, Any]:
         `strata`, the columns; `rows`, each with its `of` and `cells` of (used share, right share of the used) or None.
     """
     strata = sorted({stratum for of in checked for stratum in of.strata})
-    rows = [{"of": of, "cells": [_shares(of.strata.get(name)) for name in strata]} for of in checked if of.strata]
+    rows = [
+        {"of": of, "cells": [_shares(of.strata.get(name)) for name in strata]} for of in checked if of.strata
+    ]
     return {"strata": strata, "rows": rows}
 
 
