@@ -68,7 +68,7 @@ RECIPES: Mapping[str, Recipe] = {
         0.25,
     ),
     "embedded:mutual-client-b": Recipe(
-        ScratchSpec("llama", 64, 2, 4, tokenizer="pieces", bos=True, updates=2500, learning_rate=4e-3),
+        ScratchSpec("qwen2", 64, 2, 4, tokenizer="bpe", vocab_size=285, updates=2500, learning_rate=4e-3),
         (1, 2),
         40_000,
         0.25,
