@@ -77,7 +77,7 @@ class TextTokenizer:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # AutoTokenizer of version 5 goes by the model: a Qwen2 would cut texts as Qwen2 does, whatever the files say.
-        loader = PreTrainedTokenizerFast if _is_plain(Path(folder_or_name)) else AutoTokenizer
+        loader: Any = PreTrainedTokenizerFast if _is_plain(Path(folder_or_name)) else AutoTokenizer
         try:
             hf_tokenizer = loader.from_pretrained(str(folder_or_name), revision=revision, use_fast=True)
         except Exception as error:  # transformers raises many kinds; all mean the same to the user

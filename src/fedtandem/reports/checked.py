@@ -34,7 +34,7 @@ def forgotten(run: RunRecord) -> list[dict[str, Any]]:
         if point.method == run.main:
             series.setdefault((point.party, point.split, point.metric), {})[point.round] = point.value
     better = {(s.party, s.split, s.metric): s.higher_is_better for s in run.scores}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, values in series.items():
         sign = 1.0 if better.get(key, True) else -1.0
         best = max(values, key=lambda number: sign * values[number])
