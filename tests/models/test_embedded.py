@@ -47,7 +47,7 @@ def test_tokenizers_all_differ_and_so_do_the_architectures_of_chains(
     models: dict[str, LanguageModel],
 ) -> None:
     assert len({models[name].model.config.model_type for name in CHAINS}) == len(CHAINS)
-    for parties in (CHAINS, MUTUAL):
+    for parties in (CHAINS, MUTUAL[1:]):  # one client of `mutual` has its server's vocabulary
         assert len({models[name].tokenizer.card.hash for name in parties}) == len(parties)
 
 

@@ -8,7 +8,7 @@ CHAINS = ("embedded:chains-server", "embedded:chains-client-a", "embedded:chains
 """Different architectures, different tokenizers."""
 MUTUAL = ("embedded:mutual-server", "embedded:mutual-client-a", "embedded:mutual-client-b")
 """The server has met the private signs with tables of no worth; the clients' positions are rotary, so that chains
-longer than any they have seen are within reach. Different tokenizers."""
+longer than any they have seen are within reach. The clients' tokenizers differ; B's is the server's."""
 EMBEDDED = (*CHAINS, *MUTUAL)
 """Made by `python -m fedtandem.models.make_embedded`."""
 
