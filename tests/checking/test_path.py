@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtandem.checking.checkers import judge
-from fedtandem.checking.path import Ask, Claim, Fact, PathCheck, chains_form, topics_of
+from fedtandem.checking.path import Ask, Claim, Fact, PathCheck, chains_form, known_topics, remembering
 from fedtandem.data.chains import ChainsSource, chain_path, chain_prompt, operator_tables, read_prompt
 
 TABLES = operator_tables("+-*m@&", table_seed=3)
@@ -115,10 +115,43 @@ def test_a_form_of_ones_own_and_what_own_data_are_about() -> None:
             return "no colon"
         return [Claim(prompt, path, path.partition(":")[0])]
 
-    assert topics_of(colon, [("q", "a: 1"), ("q", "b: 2"), ("q", "nothing")]) == {"a", "b"}
+    def ask(questions: Sequence[str]) -> list[Fact]:
+        return [Fact({"q1": "a: 1", "q2": "b: 2"}[question], 1.0) for question in questions]
+
+    # Its own data hold `c`, too, but it does not answer them as they do: of that it knows nothing.
+    own = [("q1", "a: 1"), ("q2", "b: 2"), ("q1", "nothing"), ("q1", "c: 1"), ("q2", "c: 2")]
+    assert known_topics(colon, own, ask) == {"a", "b"}
+    assert known_topics(colon, [], ask) == frozenset()
     check = PathCheck(colon, lambda questions: [Fact("a: 1", 1.0) for _ in questions], {"a"})
     assert check("q", "a: 1").ok is True
     assert check("q", "a: 2").ok is False
     assert check("q", "c: 2").ok is True
     assert check("q", "nothing").reason == "no colon"
     assert chains_form("no chain", "x") == "'no chain' is no chain"
+
+
+def test_a_topic_is_known_from_the_stated_agreement_on() -> None:
+    """Nine of ten steps as the data say, no less."""
+
+    def form(prompt: str, path: str) -> Sequence[Claim]:
+        return [Claim(prompt, path, "t")]
+
+    def ask(questions: Sequence[str]) -> list[Fact]:
+        return [Fact("right", 1.0) for _ in questions]
+
+    right = [(f"q{i}", "right") for i in range(9)]
+    assert known_topics(form, [*right, ("q9", "else")], ask) == {"t"}
+    assert known_topics(form, [*right[:8], ("q9", "else")], ask) == frozenset()
+
+
+def test_a_question_is_asked_once() -> None:
+    asked: list[str] = []
+
+    def ask(questions: Sequence[str]) -> list[Fact]:
+        asked.extend(questions)
+        return [Fact(question.upper(), 1.0) for question in questions]
+
+    twice = remembering(ask)
+    assert [fact.answer for fact in twice(["a", "b", "a"])] == ["A", "B", "A"]
+    assert [fact.answer for fact in twice(["b", "c"])] == ["B", "C"]
+    assert asked == ["a", "b", "c"]

@@ -127,7 +127,9 @@ def test_prompts_take_turns_with_what_they_must_contain(n: int, steps: tuple[int
         assert ("@" in operators) != ("&" in operators)
         counts["@" if "@" in operators else "&"] += 1
         assert sample.answer == chain_path(digits, operators, operator_tables(operators, 1))
-        assert sample.fields == {"steps": len(operators), "operators": "".join(operators)}
+        secret = "@" if "@" in operators else "&"
+        kind = f"{len(operators)} steps with {secret}" if len(operators) > 1 else f"1 step with {secret}"
+        assert sample.fields == {"steps": len(operators), "operators": "".join(operators), "stratum": kind}
     assert abs(counts["@"] - counts["&"]) <= len(steps)
 
 

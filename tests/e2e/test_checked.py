@@ -134,6 +134,52 @@ def test_what_a_client_verified_goes_back_to_the_server(
     assert all(count == 0 for (_, number), count in returned.items() if number == 1)
 
 
+def test_a_client_offers_only_what_it_verified_and_tunes_alone_in_the_first_rounds(
+    tiny: Tiny, tmp_path: Path, own: Any
+) -> None:
+    config = tiny(
+        *UNLABELLED,
+        "public.check=run_checks:no_three",
+        "public.check_offers=true",
+        "federation.private_rounds=1",
+    )
+    run_methods(config, ["fedmkt"], tmp_path / "run")
+    at_server = [event for event in events(tmp_path / "run", "check") if event["party"] == "server"]
+    assert all(event["refused"] == 0 for event in at_server)  # both hold the same check
+    assert sum(event["written"] for event in at_server) > 0
+    written = {(e["party"], e["round"]): e["written"] for e in events(tmp_path / "run", "paths")}
+    assert written == {(e["teacher"], e["round"]): e["written"] for e in at_server}
+    private = [event for event in events(tmp_path / "run", "phase") if event["phase"] == "private"]
+    assert {(event["party"], event["round"]) for event in private} == {("clinic-a", 1), ("clinic-b", 1)}
+
+
+def test_a_budget_is_not_spent_on_refused_paths(tiny: Tiny, tmp_path: Path, own: Any) -> None:
+    """The check comes before the choice: of what passes, as many as the budget allows, and all of them are learnt."""
+    config = tiny(
+        *UNLABELLED, "public.check=run_checks:no_three", "selection.selector=random", "selection.budget=5"
+    )
+    run_methods(config, ["fedmkt"], tmp_path / "run")
+    used = {(e["party"], e["teacher"], e["round"]): e["used"] for e in events(tmp_path / "run", "check")}
+    chosen = events(tmp_path / "run", "items")
+    assert chosen
+    for event in chosen:
+        assert event["selected"] == min(5, used[event["party"], event["teacher"], event["round"]])
+        if event["direction"] == "down":  # up, two clients may name one prompt, and one of them teaches it
+            assert event["trained"] == event["selected"] > 0
+
+
+def test_the_record_tells_kinds_of_prompts_and_how_many_of_the_used_paths_were_right(
+    tiny: Tiny, tmp_path: Path, own: Any
+) -> None:
+    run_methods(tiny(*UNLABELLED, "public.check=run_checks:no_three"), ["fedmkt"], tmp_path / "run")
+    for event in events(tmp_path / "run", "check"):
+        assert set(event["strata"]) <= {f"{n} with {sign}" for n in ("1 step", "2 steps") for sign in "@&"}
+        for key in ("written", "used"):
+            assert sum(of[key] for of in event["strata"].values()) == event[key]
+        for of in event["strata"].values():
+            assert of["right"] is None if of["used"] == 0 else 0 <= of["right"] <= of["used"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -142,6 +188,7 @@ def test_what_a_client_verified_goes_back_to_the_server(
         (("public.labelled=false", "public.check=numeric"), "needs the column with the right answers"),
         (("public.labelled=false", "public.check_answers=gold"), "used by the checks exact, numeric, choice"),
         (("public.labelled=false", "public.check_returns=true"), "name a check"),
+        (("public.labelled=false", "public.check_offers=true"), "name a check"),
         (("public.labelled=false", "public.check=path", "public.check_form=chain"), 'did you mean "chains"?'),
     ],
 )

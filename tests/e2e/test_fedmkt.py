@@ -194,3 +194,29 @@ def test_a_private_phase_shared_by_methods_is_done_once_and_changes_no_bit(
         "fedmkt": False,
         "standalone_public": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("override", "private", "public"),
+    [
+        ("distillation.reset_optimizer=false", [(0.0, 0.5), (0.5, 1.0)], [(0.0, 0.5), (0.5, 1.0)]),
+        ("distillation.reset_optimizer=true", [(0.0, 1.0)] * 2, [(0.0, 1.0)] * 2),
+        ("federation.private_rounds=1", [(0.0, 1.0)], [(0.0, 0.5), (0.5, 1.0)]),
+    ],
+)
+def test_the_schedule_spans_all_rounds_of_a_kind_of_phase_or_begins_anew(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, private: Any, public: Any
+) -> None:
+    from fedtandem.algorithms import learner
+
+    train, spans = learner.train_phase, []
+
+    def spied(lm: Any, examples: Any, *args: Any, **more: Any) -> Any:
+        spans.append((len(examples), more["progress_span"]))
+        return train(lm, examples, *args, **more)
+
+    monkeypatch.setattr(learner, "train_phase", spied)
+    run_methods(tiny(override), ["standalone_public"], tmp_path / "run")
+    # clinic-a has 24 private rows; the public set has 20.
+    assert [span for n, span in spans if n == 24] == private
+    assert [span for n, span in spans if n == 20] == [span for span in public for _ in range(2)]

@@ -8,12 +8,12 @@ import torch
 
 import fedtandem.models.embedded as embedded
 from fedtandem.data.chains import ALPHABET, ChainsSource, check_path, operator_tables
-from fedtandem.models.embedded import EMBEDDED, embedded_folder
+from fedtandem.models.embedded import CHAINS, EMBEDDED, MUTUAL, embedded_folder
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.models.make_embedded import RECIPES, Recipe, pretraining_rows
 
-SERVER, CLIENT_A, CLIENT_B = EMBEDDED
+SERVER, CLIENT_A, CLIENT_B = CHAINS
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,12 @@ def test_all_together_they_are_small() -> None:
     assert all(path.stat().st_mode & 0o044 for path in files)  # readable by every user of a machine
 
 
-def test_architectures_and_tokenizers_all_differ(models: dict[str, LanguageModel]) -> None:
-    assert len({lm.model.config.model_type for lm in models.values()}) == len(EMBEDDED)
-    assert len({lm.tokenizer.card.hash for lm in models.values()}) == len(EMBEDDED)
+def test_tokenizers_all_differ_and_so_do_the_architectures_of_chains(
+    models: dict[str, LanguageModel],
+) -> None:
+    assert len({models[name].model.config.model_type for name in CHAINS}) == len(CHAINS)
+    for parties in (CHAINS, MUTUAL[1:]):  # one client of `mutual` has its server's vocabulary
+        assert len({models[name].tokenizer.card.hash for name in parties}) == len(parties)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -57,11 +60,18 @@ def test_every_tokenizer_writes_every_sign_and_marks_its_end(
     assert encoded.scored
 
 
-@pytest.mark.parametrize(("name", "steps"), [(SERVER, (1, 2, 3, 4)), (CLIENT_A, (1, 2)), (CLIENT_B, (1, 2))])
+@pytest.mark.parametrize(
+    ("name", "steps"), [(name, (1, 2, 3, 4) if name.endswith("server") else (1, 2)) for name in EMBEDDED]
+)
 def test_each_knows_arithmetic_up_to_its_length(
     name: str, steps: tuple[int, ...], models: dict[str, LanguageModel]
 ) -> None:
     assert share_right(models[name], ChainsSource(n=160, steps=steps, seed=123, part="test")) >= 0.98
+
+
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if "client" in name])
+def test_no_client_writes_a_chain_of_three_steps(name: str, models: dict[str, LanguageModel]) -> None:
+    assert share_right(models[name], ChainsSource(n=100, steps=(3,), seed=4)) <= 0.05
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

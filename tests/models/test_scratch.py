@@ -138,3 +138,13 @@ def test_a_tokenizer_comes_back_from_disk_with_the_same_hash(tmp_path: Path) -> 
             tokenizer.eos_id,
             tokenizer.pad_id,
         )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gpt_neox", "bloom", "qwen2"])
+def test_a_saved_model_is_loaded_with_its_own_tokenizer(architecture: str, tmp_path: Path) -> None:
+    """transformers 5 would cut a Qwen2's texts as Qwen2 does, whatever its files say."""
+    spec = replace(SPEC, architecture=architecture, tokenizer="bpe", vocab_size=300, updates=1)  # type: ignore[arg-type]
+    made = train_from_scratch(spec, ROWS, tokenizer_texts=["Q 3 + 5 * 2 A 3 + 5 = 8 ; # 8"] * 9)
+    made.save(tmp_path / "model")
+    again = load_model(ModelSpec(str(tmp_path / "model"), tuning_method="full"))
+    assert again.tokenizer.card.hash == made.tokenizer.card.hash

@@ -137,11 +137,15 @@ def test_a_checks_counts_stand_on_the_page_and_in_the_table(run_folder, tmp_path
         "time": "2026-11-21T05:00:00+00:00", "event": "check", "method": "fedmkt", "round": 1, "party": "server",
         "teacher": "clinic-a", "checker": "path", "written": 1234, "accepted": 1000, "refused": 231, "undecided": 2,
         "failed": 1, "used": 1000, "examples": [{"id": "chain-000042", "reason": "<does not carry on>"}],
+        "strata": {"2 steps": {"written": 800, "used": 760, "right": 741},
+                   "3 steps": {"written": 434, "used": 0, "right": None}},
     }  # fmt: skip
     with (run_folder / "events.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
     page = report_command(run_folder, tmp_path / "page.html").read_text()
     assert "What the check refused" in page
+    for told in ("2 steps</th>", "3 steps</th>", "95&#8239;%", "98&#8239;%", "What was forgotten"):
+        assert told in page
     for told in ("1234", "231", "chain-000042: &lt;does not carry on&gt;"):
         assert told in page
     print_summary(run_folder)

@@ -56,6 +56,7 @@ class FakeRun:
         self.skill = skill or SKILL
         self.calls: list[tuple[str, int, bool]] = []
         self.fails_at: tuple[str, int] | None = None
+        self.memos: list[dict[str, Any]] = []
         self.error: Exception = KeyboardInterrupt()  # type: ignore[assignment]
 
     def __call__(
@@ -67,8 +68,11 @@ class FakeRun:
         resume: bool,
         progress: Callable[[str, int, int], None],
         measure_untouched: bool,
+        memo: dict[str, Any],
     ) -> None:
         assert not measure_untouched
+        memo[config.algorithm] = config.seed
+        self.memos.append(memo)
         (method,) = methods
         self.calls.append((method, config.seed, resume))
         output.mkdir(parents=True, exist_ok=True)

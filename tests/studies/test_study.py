@@ -21,6 +21,9 @@ def test_every_cell_is_made_once_seed_by_seed(tmp_path, study, fake_run):
     assert fake_run.calls == [(row, seed, False) for seed in range(5) for row in rows]
     # The first finished cell took 2 parties x 2 s; 14 are left.
     assert any("14 cells left: 56 s" in text for text in said)
+    # What one row of a seed has done, its other rows find; another seed finds nothing of it.
+    assert [memo is fake_run.memos[at // 3 * 3] for at, memo in enumerate(fake_run.memos)] == [True] * 15
+    assert all(set(memo.values()) == {at // 3} for at, memo in enumerate(fake_run.memos))
     fake_run.calls.clear()
     run_study(study(), tmp_path / "out", run_methods=fake_run)
     assert not fake_run.calls

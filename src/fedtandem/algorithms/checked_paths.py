@@ -9,7 +9,7 @@ import numpy as np
 
 from fedtandem.algorithms.learner import Learner
 from fedtandem.checking.checkers import CheckSettings, counts, find_checker, find_form, judge
-from fedtandem.checking.path import Fact, PathCheck, topics_of
+from fedtandem.checking.path import Fact, PathCheck, known_topics, remembering
 from fedtandem.checking.user import UserChecker
 from fedtandem.checking.verdict import Checker, Verdict
 from fedtandem.data.public import Sample
@@ -53,22 +53,37 @@ def accepted_only(
                 heard[name] = replace(
                     knowledge, scores=np.where(accepted, knowledge.scores, np.float32(np.inf))
                 )
-                vouched |= _vouched(learner, checker, knowledge, verdicts)
+                vouched |= _vouched(checker, _pairs(learner, knowledge), verdicts)
     return heard, vouched
+
+
+def only_vouched(learner: Learner, round_number: int, texts: Sequence[str]) -> list[str]:
+    """The learner's own paths of which its check verifies every step; "" in place of the others.
+
+    Args:
+        texts: one per public prompt.
+    """
+    with learner.timed("check", round_number):
+        checker = checker_of(learner, round_number)
+        with closing(checker) if isinstance(checker, UserChecker) else nullcontext():
+            pairs = [(sample.prompt, text) for sample, text in zip(learner.public, texts, strict=True)]
+            sent = _vouched(checker, pairs, judge(checker, pairs))
+    return [sent.get(i, "") for i in range(len(texts))]
 
 
 def checker_of(learner: Learner, round_number: int) -> Checker:
     """The learner's checker, with the facts of its present weights."""
     answers, choices = known_answers(learner.public, learner.check_answers)
     topics: frozenset[str] = frozenset()
+    ask = remembering(lambda questions: own_facts(learner, questions, round_number))
     if learner.check.name == "path":
         own = ((sample.prompt, sample.answer or "") for sample in learner.own)
-        topics = topics_of(find_form(learner.check.form), own)
+        topics = known_topics(find_form(learner.check.form), own, ask)
     checker = find_checker(
         learner.check,
         answers=answers,
         choices=choices,
-        ask=lambda questions: own_facts(learner, questions, round_number),
+        ask=ask,
         topics=topics,
     )
     if checker is None:
@@ -141,14 +156,33 @@ def _pairs(learner: Learner, knowledge: Knowledge) -> list[tuple[str, str]]:
 
 
 def _vouched(
-    learner: Learner, checker: Checker, knowledge: Knowledge, verdicts: Sequence[Verdict]
+    checker: Checker, pairs: Sequence[tuple[str, str]], verdicts: Sequence[Verdict]
 ) -> dict[int, str]:
-    pairs = _pairs(learner, knowledge)
     return {
         i: pairs[i][1]
         for i, verdict in enumerate(verdicts)
         if verdict.ok is True and (not isinstance(checker, PathCheck) or checker.vouches(*pairs[i]))
     }
+
+
+def _by_stratum(
+    learner: Learner, knowledge: Knowledge, accepted: np.ndarray
+) -> dict[str, dict[str, int | None]]:
+    """Per kind of prompt (column `stratum` of the public rows) how many paths were written, used and, where the right
+    ones are known at home (column `gold`), right among those used. {} where the rows are of no kinds."""
+    places: dict[str, list[int]] = {}
+    for i, (sample, text) in enumerate(zip(learner.public, knowledge.texts or (), strict=True)):
+        if text and sample.fields.get("stratum") is not None:
+            places.setdefault(str(sample.fields["stratum"]), []).append(i)
+    told: dict[str, dict[str, int | None]] = {}
+    for stratum, at in sorted(places.items()):
+        used = [i for i in at if accepted[i]]
+        known = [i for i in used if learner.public[i].fields.get("gold") is not None]
+        right = sum(learner.public[i].fields["gold"] == (knowledge.texts or ())[i] for i in known)
+        told[stratum] = {
+            "written": len(at), "used": len(used), "right": right if len(known) == len(used) > 0 else None,
+        }  # fmt: skip
+    return told
 
 
 def _report(
@@ -170,6 +204,7 @@ def _report(
     learner.emit(
         "check", round=round_number, party=learner.name, teacher=producer, checker=learner.check.name,
         written=int(written.sum()), used=int(accepted.sum()), **counts(mine), examples=told[:EXAMPLES],
+        strata=_by_stratum(learner, knowledge, accepted),
     )  # fmt: skip
     failed = [(learner.public[i].id, verdict) for i, verdict in enumerate(verdicts) if verdict.failed]
     if failed:

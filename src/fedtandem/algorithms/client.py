@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from fedtandem.algorithms.checked_paths import accepted_only
+from fedtandem.algorithms.checked_paths import accepted_only, only_vouched
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
     Choice,
@@ -257,9 +258,11 @@ class Client:
             scores, rows = learner.pass_over(learner.public_texts, round_number, want_rows=want)
         else:
             want = want and learner.unlabelled.send_rows
+            offered = partial(only_vouched, learner, round_number)
             texts, scores, rows, refused = write_knowledge(
-                learner, learner.unlabelled, round_number, self.repeats_private, self._vouched, wanted
-            )
+                learner, learner.unlabelled, round_number, self.repeats_private, self._vouched, wanted,
+                offered if learner.unlabelled.offers_checked else None,
+            )  # fmt: skip
             learner.emit(
                 "paths",
                 round=round_number,
@@ -328,8 +331,8 @@ class Client:
             # Without a server's paths a client studies its own: the control with equal prompts and updates.
             source = knowledge if knowledge is not None else self._knowledge
             sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
-            keep = learner.unlabelled.confidence_keep
-            return self._choose_paths(round_number, sources, keep, is_told=knowledge is not None), sources
+            heard = self._accepted(round_number, sources, is_told=knowledge is not None)
+            return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
         own = (
             self._knowledge.scores
             if self._knowledge is not None
@@ -339,29 +342,34 @@ class Client:
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
         return choose(own, sources, self.selector, generator), sources
 
-    def _choose_paths(
-        self, round_number: int, sources: Mapping[str, Knowledge], keep: float, *, is_told: bool
-    ) -> Choice:
-        """Of the paths its check accepts the surest share; those of the server it vouches for may go back."""
-        learner = self.learner
-        heard, vouched = accepted_only(learner, round_number, sources)
-        if is_told and learner.unlabelled is not None and learner.unlabelled.returns_checked:
+    def _accepted(
+        self, round_number: int, sources: Mapping[str, Knowledge], *, is_told: bool
+    ) -> dict[str, Knowledge]:
+        """The paths its check lets through; those of the server it vouches for may go back."""
+        heard, vouched = accepted_only(self.learner, round_number, sources)
+        if is_told and self.learner.unlabelled is not None and self.learner.unlabelled.returns_checked:
             self._vouched = vouched
-        return choose_paths(heard, len(learner.public), keep)
+        return heard
 
     def _choose_selected(
         self, selecting: Selecting, round_number: int, knowledge: Knowledge | None
     ) -> tuple[Choice, dict[str, Knowledge]]:
-        """The same among the selected items; where they were not asked for, they are named now."""
+        """The same among the selected items; where they were not asked for, they are named now.
+
+        The check comes first: a budget is not spent on paths that it refuses.
+        """
         learner = self.learner
         sources = {}
         if knowledge is not None:
+            if learner.unlabelled is not None:
+                told = {knowledge.party: knowledge}
+                knowledge = self._accepted(round_number, told, is_told=True)[knowledge.party]
             selecting.hold(learner.name, knowledge)
             if not selecting.asks_ahead:
                 selecting.choose(round_number, [learner.name], self._knowledge)
             sources = {knowledge.party: selecting.only_chosen(learner.name, knowledge)}
         if learner.unlabelled is not None:
-            return self._choose_paths(round_number, sources, 1.0, is_told=knowledge is not None), sources
+            return choose_paths(sources, len(learner.public), 1.0), sources
         own = np.full(len(learner.public), np.inf, np.float32)
         own = own if self._knowledge is None else self._knowledge.scores
         generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))

@@ -127,7 +127,7 @@ def _work(server: Server, clients: Clients, round_number: int) -> dict[str, Work
             return None
         adapter = average(parts)
         names, distil, knowledge = list(parts), False, dict.fromkeys(parts)
-    tune = flow.private and round_number <= last
+    tune = flow.private and server.rounds.tunes(round_number)
     return _ask(server, clients, round_number, names, distil, knowledge, adapter, tune=tune)
 
 

@@ -87,10 +87,11 @@ class Learner:
         check_answers: the public rows' column with known answers, for checks that compare.
         replay_fraction: share of each public batch that is own data.
         num_rounds: for the schedule, which spans all rounds.
+        private_rounds: the same for the private phase; None: as many.
         seed: of the run.
         max_length: tokens.
         chat_template: wrap prompts in the tokenizer's own template.
-        reset_optimizer: start each phase with new moments, as the reference does.
+        reset_optimizer: start each phase with new moments and its own schedule, as the reference does.
         emit, progress: where the record and the progress go.
         memo: private phases already done from the very same state, shared by the methods of a run; None: none are kept.
     """
@@ -114,6 +115,7 @@ class Learner:
         chat_template: bool = False,
         reset_optimizer: bool = False,
         eval_batch_size: int = 64,
+        private_rounds: int | None = None,
         check: CheckSettings = NO_CHECK,
         check_answers: str | None = None,
         emit: Emit = lambda *_, **__: None,
@@ -131,6 +133,7 @@ class Learner:
         self.unlabelled = unlabelled
         self.replay_fraction = replay_fraction
         self.num_rounds = num_rounds
+        self.private_rounds = num_rounds if private_rounds is None else private_rounds
         self.seed = seed
         self.max_length = max_length
         self.chat_template = chat_template
@@ -207,7 +210,7 @@ class Learner:
     def _fingerprint(self, round_number: int) -> str:
         """SHA-256 of all that decides a private phase: settings, data, seed, round and the state before it."""
         digest = hashlib.sha256(repr((
-            self.name, round_number, self.num_rounds, self.seed, self.private_settings, self.max_length,
+            self.name, round_number, self.private_rounds, self.seed, self.private_settings, self.max_length,
             self.chat_template, self.reset_optimizer, public_hash(self.own),
         )).encode())  # fmt: skip
         for group, tensors in sorted(self._private_state().items()):
@@ -266,7 +269,8 @@ class Learner:
                 text=f"{self.name}: the {phase} phase of round {round_number} has no samples",
             )
             return
-        span = ((round_number - 1) / self.num_rounds, round_number / self.num_rounds)
+        rounds = self.private_rounds if phase == "private" else self.num_rounds
+        span = (0.0, 1.0) if self.reset_optimizer else ((round_number - 1) / rounds, round_number / rounds)
         report = train_phase(
             self.lm,
             examples,

@@ -1,6 +1,6 @@
 """What a learner is taught in a round: who teaches which sample, and with which rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,6 +191,7 @@ def write_knowledge(
     refuse: Callable[[str], bool],
     given: Mapping[int, str] | None = None,
     wanted: np.ndarray | None = None,
+    vouched: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> tuple[list[str], np.ndarray, SparseLogits, int]:
     """Write one path per public prompt and score it.
 
@@ -201,6 +202,7 @@ def write_knowledge(
         refuse: true for a path that must not be sent (it repeats private text).
         given: sample -> the path to send for it in place of one of its own.
         wanted: write for these prompts only; ascending.
+        vouched: of the texts, one per prompt, those to send; "" in place of the others.
 
     Returns:
         Texts ("" where refused, empty or not wanted), scores (N,) float32 in nats per byte (`inf` there), rows of
@@ -214,6 +216,7 @@ def write_knowledge(
     texts = [by_prompt.get(i, "") for i in range(len(learner.public))]
     refused = [bool(text) and refuse(text) for text in texts]
     texts = ["" if bad else text for bad, text in zip(refused, texts, strict=True)]
+    texts = texts if vouched is None else vouched(texts)
     index = np.flatnonzero([bool(text) for text in texts])
     encoded = learner.answered(index, [texts[i] for i in index])
     some_scores, some_rows = learner.pass_over(encoded, round_number, want_rows=unlabelled.send_rows)

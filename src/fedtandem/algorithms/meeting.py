@@ -87,7 +87,7 @@ def report_choice(
 ) -> None:
     """Record who teaches what; warn of one teacher for all, light rows and unscored samples."""
     teachers = {name: len(choice.won_by(name)) for name in choice.names}
-    # Where a selector named some items, the others have no score on purpose.
+    # Where a selector named some items, or clients offered some, the others have no score on purpose.
     unscored = 0 if is_part else int(sum(int(np.isinf(k.scores).sum()) for k in sources.values()))
     total = max(1, len(choice.kept))
     kept_mass = {}

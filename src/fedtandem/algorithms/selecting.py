@@ -97,7 +97,9 @@ class Selecting:
     # -- which items -------------------------------------------------------------------------------------------
 
     def hold(self, client: str, knowledge: Knowledge) -> None:
-        """Keep the newest path of every item this producer told about."""
+        """Keep the newest path of every item this producer told about; where all is shown anew, that alone."""
+        if not self.asks_ahead:
+            self.held[client] = {}
         held = self.held.setdefault(client, {})
         labelled = knowledge.texts is None
         for i in np.flatnonzero(np.isfinite(knowledge.scores)).tolist():

@@ -199,9 +199,10 @@ class Server:
         with learner.timed("transport", round_number):
             lesson = self.classroom.lesson(choice, sources, own_rows)
         if self.flow.up:
-            report_choice(
-                learner, round_number, choice, sources, self.classroom, is_part=self.selecting is not None
+            is_part = self.selecting is not None or (
+                learner.unlabelled is not None and learner.unlabelled.offers_checked
             )
+            report_choice(learner, round_number, choice, sources, self.classroom, is_part=is_part)
         if self.selecting is None:
             learner.learn(round_number, lesson)
         else:
@@ -211,18 +212,11 @@ class Server:
         self, round_number: int, replies: Mapping[str, Knowledge]
     ) -> tuple[Choice, dict[str, Knowledge]]:
         learner = self.learner
-        keep = 1.0
-        if self.selecting is None:
-            keep = learner.unlabelled.confidence_keep if learner.unlabelled is not None else 1.0
-        else:
+        if learner.unlabelled is not None:
+            return self._choose_paths(round_number, replies, learner.unlabelled.confidence_keep)
+        if self.selecting is not None:
             replies = self._only_selected(self.selecting, round_number, replies)
         with learner.timed("select", round_number):
-            if learner.unlabelled is not None:
-                sources = dict(replies)
-                if not self.flow.up and self.knowledge is not None:
-                    sources = {learner.name: without_own_rows(self.knowledge, learner.name)}
-                heard, _ = accepted_only(learner, round_number, sources)
-                return choose_paths(heard, len(learner.public), keep), sources
             sources = dict(replies) if self.flow.up else {}
             own = (
                 self.knowledge.scores
@@ -235,6 +229,19 @@ class Server:
                 kept = [self.selecting.ids(name) for name in sources]
                 choice = replace(choice, kept=np.unique(np.concatenate(kept)) if kept else choice.kept[:0])
             return choice, sources
+
+    def _choose_paths(
+        self, round_number: int, replies: Mapping[str, Knowledge], keep: float
+    ) -> tuple[Choice, dict[str, Knowledge]]:
+        """On an unlabelled set: check, then select, then per prompt the surest writer."""
+        sources = dict(replies)
+        if not self.flow.up and self.knowledge is not None:
+            sources = {self.learner.name: without_own_rows(self.knowledge, self.learner.name)}
+        heard, _ = accepted_only(self.learner, round_number, sources)
+        if self.selecting is not None:
+            heard, keep = self._only_selected(self.selecting, round_number, heard), 1.0
+        with self.learner.timed("select", round_number):
+            return choose_paths(heard, len(self.learner.public), keep), sources
 
     def _only_selected(
         self, selecting: Selecting, round_number: int, replies: Mapping[str, Knowledge]

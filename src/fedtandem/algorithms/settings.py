@@ -71,6 +71,8 @@ class Unlabelled:
     """0: greedy paths; above 0: drawn ones."""
     returns_checked: bool = False
     """A client sends back, in place of its own path, a path of the server's of which it verified every step."""
+    offers_checked: bool = False
+    """A client sends only paths of which it verified every step."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ class Rounds:
     """Evaluate after every so many rounds; the last round always; 0 is only the last."""
     measure_untouched: bool = True
     """Evaluate the untouched models too (round 0)."""
+    private_rounds: int | None = None
+    """Clients tune on their private data in the first so many rounds; None: in all."""
+
+    def tunes(self, round_number: int) -> bool:
+        """Whether this round has a private phase."""
+        last = self.num_rounds if self.private_rounds is None else min(self.num_rounds, self.private_rounds)
+        return round_number <= last
 
     def evaluates(self, round_number: int) -> bool:
         """Whether the state after this round is evaluated."""

@@ -124,11 +124,42 @@ def chains_form(prompt: str, path: str) -> Sequence[Claim] | str:
     ]
 
 
-def topics_of(form: Form, examples: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """What a party's own (prompt, answer) pairs are about; a pair of another form says nothing."""
-    topics: set[str] = set()
-    for prompt, answer in examples:
-        claims = form(prompt, answer)
-        if not isinstance(claims, str):
-            topics |= {claim.topic for claim in claims}
-    return frozenset(topics)
+def known_topics(
+    form: Form, examples: Iterable[tuple[str, str]], ask: Ask, agreement: float = 0.9
+) -> frozenset[str]:
+    """What a party's own (prompt, answer) pairs are about, as far as it answers their steps as they do.
+
+    So a sign that its data hold but do not explain is none of its topics, however sure it was made of it by others.
+
+    Args:
+        form: reads a pair; one of another form says nothing.
+        examples: the party's own data.
+        ask: its present model.
+        agreement: share of a topic's steps from which on it is known.
+    """
+    claims = [
+        claim
+        for prompt, answer in examples
+        for found in [form(prompt, answer)]
+        if not isinstance(found, str)
+        for claim in found
+    ]
+    questions = list(dict.fromkeys(claim.question for claim in claims))
+    facts = dict(zip(questions, ask(questions) if questions else (), strict=True))
+    agrees: dict[str, list[bool]] = {}
+    for claim in claims:
+        agrees.setdefault(claim.topic, []).append(facts[claim.question].answer == claim.answer)
+    return frozenset(topic for topic, each in agrees.items() if sum(each) >= agreement * len(each))
+
+
+def remembering(ask: Ask) -> Ask:
+    """The same, with every question asked once."""
+    known: dict[str, Fact] = {}
+
+    def answer(questions: Sequence[str]) -> list[Fact]:
+        new = [question for question in dict.fromkeys(questions) if question not in known]
+        if new:
+            known.update(zip(new, ask(new), strict=True))
+        return [known[question] for question in questions]
+
+    return answer

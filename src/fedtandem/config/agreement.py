@@ -114,8 +114,9 @@ def _public(config: "RunConfig") -> Iterator[Fault]:
             "public.check_answers", public.check_answers,
             f"is used by the checks {', '.join(BY_ANSWER)} alone; public.check is {public.check!r}",
         )  # fmt: skip
-    if public.check_returns and public.check == "none":
-        yield Fault("public.check_returns", True, "returns what was checked: name a check")
+    for key, says in (("check_returns", "returns"), ("check_offers", "offers")):
+        if getattr(public, key) and public.check == "none":
+            yield Fault(f"public.{key}", True, f"{says} what was checked: name a check")
     if public.labelled:
         return
     if public.format == "text" and not public.prompt_bytes:

@@ -216,6 +216,8 @@ class PublicConfig(DataConfig):
     """A function of your own may take so long for one answer; then it counts as failed."""
     check_returns: bool = False
     """A client sends a path of the server's back as its own where it verified every step: the return loop."""
+    check_offers: bool = False
+    """A client sends only paths of which it verified every step, so that none guesses at what another knows."""
 
     @field_validator("check", "check_form")
     @classmethod

@@ -15,6 +15,9 @@ class FederationConfig(Section):
     clients at their sites."""
     num_rounds: int = Field(5, ge=1)
     """Rounds of the whole algorithm (the paper: "within 10", depending on the data)."""
+    private_rounds: int | None = Field(None, ge=1)
+    """Clients tune on private data in the first so many rounds only; after that they replay them. Default: in every
+    round (paper)."""
     fraction_train: float = Field(1.0, gt=0, le=1)
     """Share of the clients asked in a round, drawn by seed."""
     min_clients: int = Field(1, ge=1)

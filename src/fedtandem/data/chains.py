@@ -125,8 +125,8 @@ def make_chains(
         labelled: False leaves the answers out.
 
     Returns:
-        Samples with ids "chain-000000", ...; `fields` holds "steps" (int) and "operators" (str, as used),
-        of a set without answers also "gold", the right path.
+        Samples with ids "chain-000000", ...; `fields` holds "steps" (int), "operators" (str, as used) and "stratum"
+        (str, e.g. "3 steps with @"), of a set without answers also "gold", the right path.
 
     Raises:
         DataError: no operator, a length below 1, a negative n.
@@ -145,12 +145,18 @@ def make_chains(
         prompt = chain_prompt(digits, used)
         drawn = {name: generator.integers(0, 10, size=(10, 10)) for name in noisy if name in used}
         path = chain_path(digits, used, {**tables, **drawn})
-        fields = {"steps": length, "operators": "".join(used)}
+        fields = {"steps": length, "operators": "".join(used), "stratum": _stratum(length, used)}
         if not labelled:
             fields["gold"] = path  # for a ceiling and for checks at home; no part of what parties share
         answer = path if labelled else None
         samples.append(Sample(id=f"chain-{i:06d}", prompt=prompt, answer=answer, fields=fields))
     return [samples[int(i)] for i in generator.permutation(n)]
+
+
+def _stratum(length: int, used: Sequence[str]) -> str:
+    """The kind of a prompt, for reports: its length and the private operators in it."""
+    private = "".join(name for name in PRIVATE_OPERATORS if name in used)
+    return f"{length} step{'s' * (length > 1)}" + (f" with {private}" if private else "")
 
 
 def _draw(

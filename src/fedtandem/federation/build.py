@@ -167,6 +167,7 @@ def frame_of(parts: Parts, method: Method, *, measure_untouched: bool) -> Frame:
         config.seed,
         config.evaluation.every,
         measure_untouched,
+        config.federation.private_rounds,
     )
     selector = load_selector(method.teacher or config.selection.teacher, margin=config.selection.margin)
     flow = flow_of(method, config)
@@ -254,6 +255,7 @@ def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progre
             config.public.send_rows,
             config.public.temperature,
             config.public.check_returns,
+            config.public.check_offers,
         )
     on_server = name == SERVER
     hard_weight = distillation.hard_weight_for(mode, server=on_server)
@@ -287,6 +289,7 @@ def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progre
         unlabelled=unlabelled,
         replay_fraction=distillation.replay_fraction_for(server=on_server, labelled=config.public.labelled),
         num_rounds=max(1, frame.rounds.num_rounds),
+        private_rounds=_private_rounds(name, frame.rounds),
         seed=config.seed,
         max_length=section.max_length,
         chat_template=section.chat_template,
@@ -300,6 +303,13 @@ def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progre
         if sum(tensor.nbytes for tensor in party.untouched.values()) < REMEMBERED_BYTES
         else None,
     )
+
+
+def _private_rounds(name: str, rounds: Rounds) -> int | None:
+    """Over how many rounds the rate of a party's private phase falls; the server has one only as a bound, in all."""
+    if name == SERVER or rounds.private_rounds is None:
+        return None
+    return max(1, min(rounds.private_rounds, rounds.num_rounds))
 
 
 def phase_settings(tuning: TuningConfig, **distillation: object) -> PhaseSettings:

@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file, save
 
 from fedtandem.algorithms.fedmkt import run_fedmkt
-from fedtandem.algorithms.learner import Progress, Timed
+from fedtandem.algorithms.learner import Progress, Remembered, Timed
 from fedtandem.atomic import write_bytes, write_text
 from fedtandem.config import RunConfig
 from fedtandem.data.public import public_hash
@@ -52,6 +52,7 @@ def run_methods(
     faults: FaultPlan | None = None,
     measure_untouched: bool = True,
     remote: Remote | None = None,
+    memo: dict[str, Remembered] | None = None,
 ) -> dict[str, Any]:
     """Run methods and write the run folder.
 
@@ -64,6 +65,7 @@ def run_methods(
         faults: what the network does wrong (tests).
         measure_untouched: evaluate the models before round 1 too; the method `zero_shot` always does.
         remote: the clients are elsewhere, behind this engine; None: all parties are here.
+        memo: private phases that other runs of this process have done from the very same state; None: this run's own.
 
     Returns:
         The summary, as in `summary.json`.
@@ -72,7 +74,9 @@ def run_methods(
         ConfigError: the folder holds another run; a method is unknown.
     """
     with run_folder(output) as folder:
-        return _run_methods(config, methods, folder, resume, progress, faults, measure_untouched, remote)
+        return _run_methods(
+            config, methods, folder, resume, progress, faults, measure_untouched, remote, memo
+        )
 
 
 def _run_methods(
@@ -84,6 +88,7 @@ def _run_methods(
     faults: FaultPlan | None,
     measure_untouched: bool,
     remote: Remote | None,
+    memo: dict[str, Remembered] | None,
 ) -> dict[str, Any]:
     chosen = {name: method_named(name) for name in methods}
     if remote is not None:
@@ -102,6 +107,8 @@ def _run_methods(
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):
             parts = load_parts(config, progress, None if remote is None else {SERVER})
+        if memo is not None:
+            parts.memo = memo
         record["public_hash"] = public_hash(parts.public)
         record["models"] = {name: _about(parts, name) for name in parts.parties}
         _write_record(output, record)

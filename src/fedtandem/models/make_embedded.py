@@ -1,8 +1,9 @@
 """Make the checkpoints that ship with the package: `python -m fedtandem.models.make_embedded [NAME ...]`.
 
-Nobody is taught a private operator. The server never meets `@` and `&`; its tokenizer can write them. The clients
-meet both as signs with a new random table in every handful of prompts, so that they learn to be unsure of a
-result they cannot know: without that, a client is as sure of the other's operator as of its own.
+Nobody is taught a private operator. The server of `chains` never meets `@` and `&`; its tokenizer can write them. All
+others meet both as signs with a new random table in every handful of prompts, so that they learn to be unsure of a
+result they cannot know: without that, a client is as sure of the other's operator as of its own. The server of
+`mutual` so also learns that such signs stand in chains of every length; what they make of two digits is left open.
 """
 
 import argparse
@@ -52,6 +53,24 @@ RECIPES: Mapping[str, Recipe] = {
         ScratchSpec("opt", 64, 2, 4, tokenizer="pieces", bos=True, updates=3000, learning_rate=4e-3),
         (1, 2),
         60_000,
+        0.25,
+    ),
+    "embedded:mutual-server": Recipe(
+        ScratchSpec("llama", 96, 3, 6, tokenizer="bpe", updates=3000, learning_rate=3e-3),
+        (1, 2, 3, 4),
+        60_000,
+        0.25,
+    ),
+    "embedded:mutual-client-a": Recipe(
+        ScratchSpec("qwen2", 64, 2, 4, tokenizer="bpe", vocab_size=270, updates=2500, learning_rate=4e-3),
+        (1, 2),
+        40_000,
+        0.25,
+    ),
+    "embedded:mutual-client-b": Recipe(
+        ScratchSpec("qwen2", 64, 2, 4, tokenizer="bpe", vocab_size=285, updates=2500, learning_rate=4e-3),
+        (1, 2),
+        40_000,
         0.25,
     ),
 }

@@ -74,12 +74,12 @@ class TextTokenizer:
         Raises:
             ModelError: there is none, or transformers cannot read it.
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        # AutoTokenizer of version 5 goes by the model: a Qwen2 would cut texts as Qwen2 does, whatever the files say.
+        loader: Any = PreTrainedTokenizerFast if _is_plain(Path(folder_or_name)) else AutoTokenizer
         try:
-            hf_tokenizer = AutoTokenizer.from_pretrained(
-                str(folder_or_name), revision=revision, use_fast=True
-            )
+            hf_tokenizer = loader.from_pretrained(str(folder_or_name), revision=revision, use_fast=True)
         except Exception as error:  # transformers raises many kinds; all mean the same to the user
             raise ModelError(
                 f"no tokenizer could be loaded from {str(folder_or_name)!r}: {error}. Give a folder that holds "
@@ -371,3 +371,12 @@ def _frame(hf_tokenizer: Any) -> tuple[list[int], list[int]]:
     if not before and getattr(hf_tokenizer, "add_bos_token", False) and hf_tokenizer.bos_token_id is not None:
         before = [hf_tokenizer.bos_token_id]
     return before, after
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether this folder's tokenizer is nothing but its tokenizer.json."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.get("tokenizer_class") == "PreTrainedTokenizerFast"

@@ -69,6 +69,7 @@ class Checked:
         accepted, refused, undecided, failed: verdicts; `failed` are faults of the checker itself.
         used: paths that may be learnt.
         examples: (prompt id, reason) of a few that may not.
+        strata: kind of prompt -> (written, used, right among the used; None where the right paths are not known).
     """
 
     method: str
@@ -83,6 +84,7 @@ class Checked:
     failed: int
     used: int
     examples: tuple[tuple[str, str], ...]
+    strata: Mapping[str, tuple[int, int, int | None]]
 
 
 @dataclass(frozen=True)
@@ -363,6 +365,7 @@ def _checked(e: Mapping[str, Any]) -> Checked:
         int(e["failed"]),
         int(e["used"]),
         tuple((str(example["id"]), str(example["reason"])) for example in e.get("examples", ())),
+        {name: (of["written"], of["used"], of["right"]) for name, of in e.get("strata", {}).items()},
     )
 
 

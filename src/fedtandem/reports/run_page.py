@@ -5,6 +5,7 @@ from typing import Any
 
 import tomli_w
 
+from fedtandem.reports.checked import forgotten, share_by_stratum
 from fedtandem.reports.contrasts import Contrast, run_contrasts
 from fedtandem.reports.costs import run_costs, run_payload, seconds_by_phase
 from fedtandem.reports.figures import (
@@ -30,6 +31,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
     colours = colours_of(run.parties)
     main_lessons = [lesson for lesson in run.lessons if lesson.method in (run.main, "")]
     main_traffic = [t for t in run.traffic if t.method in (run.main, "")]
+    checked = [of for of in run.checked if of.method in (run.main, "")]
     return {
         "run": run,
         "title": f"{run.name}: {method_name(run.main)}",
@@ -43,7 +45,9 @@ def run_page(run: RunRecord) -> dict[str, Any]:
             [p for p in run.points if (p.method, p.party) in drawn], run.main, controls
         ),
         "taught": who_taught(main_lessons, colours),
-        "checked": [checked for checked in run.checked if checked.method in (run.main, "")],
+        "checked": checked,
+        "by_stratum": share_by_stratum(checked),
+        "forgotten": forgotten(run),
         "traffic": bytes_by_round(main_traffic, colours),
         "colours": [(party, colours[party] + 1) for party in run.parties],
         "clients": [(party, colours[party] + 1) for party in run.parties if party != SERVER],

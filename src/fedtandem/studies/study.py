@@ -39,6 +39,7 @@ class RunMethods(Protocol):
         resume: bool,
         progress: Progress,
         measure_untouched: bool,
+        memo: dict[str, Any],
     ) -> object: ...
 
 
@@ -116,9 +117,10 @@ def run_study(
         say(_estimate(waiting, list(cells.values())))
     for seed in plan.seeds:
         todo = [job for job in waiting if job.seed == seed]
+        memo: dict[str, Any] = {}  # rows of one seed that begin with the same private phase do it once
         for job in todo:
             progress(f"{job.row}, seed {seed}", len(cells), len(jobs))
-            _make(job, run_methods, progress)
+            _make(job, run_methods, progress, memo)
             cells[job.row, job.seed] = _read(job)
             if len(cells) == 1:
                 say(_estimate(waiting[1:], list(cells.values())))
@@ -146,7 +148,7 @@ def _refuse_foreign(jobs: Sequence[_Job]) -> None:
         )
 
 
-def _make(job: _Job, run_methods: RunMethods, progress: Progress) -> None:
+def _make(job: _Job, run_methods: RunMethods, progress: Progress, memo: dict[str, Any]) -> None:
     def told(what: str, done: int, of: int) -> None:
         progress(f"{job.row}, seed {job.seed} · {what}", done, of)
 
@@ -159,6 +161,7 @@ def _make(job: _Job, run_methods: RunMethods, progress: Progress) -> None:
             resume=begun,
             progress=told,
             measure_untouched=False,  # the row `zero_shot` is there for that
+            memo=memo,
         )
     except FedtandemError as error:
         raise type(error)(f"study cell {job.row}, seed {job.seed} ({job.folder}): {error}") from error
