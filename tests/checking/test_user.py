@@ -22,6 +22,9 @@ def kind(prompt, path):
     if path == "die": os._exit(3)
     if path == "nonsense": return 7
     if path == "pair": return True, "as I like it"
+    if path == "where":
+        from fedtandem.checking.verdict import Verdict
+        return Verdict(False, "the second word", first_wrong=(3, 5))
     return {"yes": True, "no": False}.get(path)
 
 NOT = 3
@@ -35,6 +38,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("own_checks", None)
     return "own_checks:kind"
+
+
+def test_where_the_first_wrong_step_stands_comes_through(own: str) -> None:
+    with UserChecker(own, timeout_s=20.0) as check:
+        assert check("q", "where") == Verdict(False, "the second word", first_wrong=(3, 5))
+        assert check("q", "no").first_wrong is None
 
 
 def test_a_fault_of_the_function_is_a_verdict_and_the_next_path_is_judged(own: str) -> None:

@@ -52,8 +52,9 @@ class UserChecker:
         if reply is None:
             self.close()
             return Verdict(None, f"{self.reference} ended its process", failed=True)
-        ok, reason, failed = json.loads(reply)
-        return Verdict(ok, f"{self.reference} {reason}" if failed else reason, failed)
+        ok, reason, failed, where = json.loads(reply)
+        said = f"{self.reference} {reason}" if failed else reason
+        return Verdict(ok, said, failed, None if where is None else (where[0], where[1]))
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
@@ -108,14 +109,14 @@ def _judge(function: Callable[..., Any], prompt: str, path: str) -> Verdict:
 
 
 def _serve(reference: str) -> None:
-    """Answer JSON lines [prompt, path] with [ok, reason, failed] until the input ends."""
+    """Answer JSON lines [prompt, path] with [ok, reason, failed, first_wrong] until the input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the function prints goes to stderr, not between the replies
     function = import_function(reference, "the checker", SHAPE)
     for line in sys.stdin:
         prompt, path = json.loads(line)
         verdict = _judge(function, prompt, path)
-        replies.write(json.dumps([verdict.ok, verdict.reason, verdict.failed]) + "\n")
+        replies.write(json.dumps([verdict.ok, verdict.reason, verdict.failed, verdict.first_wrong]) + "\n")
         replies.flush()
 
 

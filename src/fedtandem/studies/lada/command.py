@@ -51,8 +51,13 @@ class Study(Protocol):
         """`bars`, `tables`, `rests_on` (a sentence) and figures of its own."""
 
 
-def run(study: Study, output: Path, seeds: Sequence[int], *, quiet: bool = False) -> dict[str, Any]:
+def run(
+    study: Study, output: Path, seeds: Sequence[int], *, quiet: bool = False, only_tables: bool = False
+) -> dict[str, Any]:
     """Do what is missing; write `summary.json` and `report.html`.
+
+    Args:
+        only_tables: run nothing; say what the finished trials say.
 
     Raises:
         DataError: trials of other settings lie in the folder.
@@ -62,7 +67,7 @@ def run(study: Study, output: Path, seeds: Sequence[int], *, quiet: bool = False
     done = _finished(output / "cells", key)
     with Watch(quiet=quiet) as watch:
         started, ran = time.process_time(), 0
-        while todo := list(study.missing(seeds, done)):
+        while not only_tables and (todo := list(study.missing(seeds, done))):
             watch(f"{study.name}: about {study.seconds(todo) / 60:.0f} CPU minutes", 0, 1)
             for i, cell in enumerate(todo):
                 watch(f"seed {cell[0]}: {cell[1]}", i, len(todo))
@@ -130,6 +135,9 @@ def main(make: Any, folder: Path, argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--small", action="store_true", help="a miniature that shows it runs; its figures mean nothing"
     )
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing: summary and page of what is finished"
+    )
     arguments = parser.parse_args(argv)
     try:
         seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
@@ -137,7 +145,8 @@ def main(make: Any, folder: Path, argv: Sequence[str] | None = None) -> int:
         print(f"--seeds {arguments.seeds}: {error}; give whole numbers as 1,2,3.", file=sys.stderr)
         return 2
     try:
-        summary = run(make(arguments.small, arguments.data), arguments.output, seeds)
+        study = make(arguments.small, arguments.data)
+        summary = run(study, arguments.output, seeds, only_tables=arguments.tables)
     except FedtandemError as fault:
         print(f"{folder.name}: {fault}", file=sys.stderr)
         return fault.exit_code

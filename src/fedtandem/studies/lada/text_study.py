@@ -21,39 +21,28 @@ from fedtandem.data.public import Sample
 from fedtandem.errors import DataError
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
-from fedtandem.selection.heuristics import heuristic
 from fedtandem.studies.lada.mixed_pool import MixedPool
 from fedtandem.studies.lada.selection_study import ARMS
 from fedtandem.studies.lada.text_tables import tables_and_bars
-from fedtandem.studies.lada.trial import Arm, Client, Outcome, Recipe, fresh_copy, run_trial
+from fedtandem.studies.lada.trial import Client, Outcome, Recipe, fresh_copy, run_trial
 from fedtandem.tuning.phase import Example, PhaseSettings, train_phase
 
 BITS, EXACT = "bits per byte", "exact path"
 KNOWN, NEW, SWAPPED = "known", "new", "swapped"
 SHARES = {KNOWN: 0.25, NEW: 0.42, SWAPPED: 0.33}
-LINES = (
-    "random",
-    "all_matched",
-    "highest_loss",
-    "gap",
-    "confident_gap",
-    "rho_holdout",
-    "lada",
-    "lada_shuffled",
-    "oracle",
-)
+LINES = ("random", "all_matched", "highest_loss", "gap", "confident_gap", "lada")
 
 
 RECIPE = Recipe(
-    pool=600,
+    pool=500,
     rounds=3,
     budget=100,
     updates=30,
-    batch_size=16,
+    batch_size=8,
     replay=0.25,
     learning_rate=1e-3,
     own=150,
-    tests=200,
+    tests=150,
 )
 
 
@@ -64,8 +53,8 @@ class Settings:
     recipe: Recipe = field(default_factory=lambda: RECIPE)
     longest: int = 180
     """Bytes of a question, and of a rationale; longer ones are left out."""
-    teacher_rows: int = 1500
-    teacher_updates: int = 250
+    teacher_rows: int = 700
+    teacher_updates: int = 150
     student_updates: int = 40
 
 
@@ -99,8 +88,7 @@ class TextStudy:
         """One trial."""
         seed, line = cell
         client, pool = _world(self, seed)
-        arm = Arm(line, heuristic("oracle_stratum")) if line == "oracle" else ARMS[line]()
-        return run_trial(client, pool, arm, self.settings.recipe, seed)
+        return run_trial(client, pool, ARMS[line](), self.settings.recipe, seed)
 
     def seconds(self, cells: Sequence[tuple[int, str]]) -> float:
         """As measured on one shared core."""
