@@ -18,6 +18,7 @@ CODES = {
     "FedtandemError": 1,
     "ConfigError": 2,
     "PublicSetMismatch": 2,
+    "ConsentError": 2,
     "DataError": 3,
     "ModelError": 4,
     "VocabularyMismatch": 4,

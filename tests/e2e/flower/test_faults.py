@@ -155,6 +155,33 @@ def test_a_late_reply_is_dropped_and_noted(tiny: Tiny, tmp_path: Path, federatio
     assert [(e["party"], e["round"]) for e in events if e["event"] == "late_reply"] == [("clinic-b", 1)]
 
 
+def test_who_comes_late_joins_the_next_round(tiny: Tiny, tmp_path: Path, federation) -> None:  # type: ignore[no-untyped-def]
+    config = tiny("federation.min_clients=1", "federation.num_rounds=2", "knowledge.exchange=one_phase")
+    config = config.model_copy(
+        update={"federation": config.federation.model_copy(update={"deadline_s": 1.5})}
+    )
+
+    def meddle(request: Message, client: Client) -> list[Message]:
+        if request.metadata.message_type == "train":
+            flower.grid.offline.clear()
+        return [client(request)]
+
+    flower = federation(config, meddle=meddle, offline={B})
+    flower.run()
+    cards: list[str] = []
+
+    def local(party: str, envelope: Envelope) -> Fault | None:
+        if party == "clinic-b" and envelope.kind == "card" and len(cards) < 2:
+            cards.append(party)
+            return Fault("lost")
+        return None
+
+    run_methods(config, ["fedmkt"], tmp_path / "local", faults=local)
+    assert flower.adapters() == weights_of(tmp_path / "local")
+    events = read_events(tmp_path / "local" / "events.jsonl")
+    assert {e["round"] for e in events if e["event"] == "bytes" and e["party"] == "clinic-b"} == {0, 2, 3}
+
+
 def test_a_replayed_request_is_refused_and_changes_nothing(tiny: Tiny, federation) -> None:  # type: ignore[no-untyped-def]
     flower = federation(tiny(*BOTH))
     flower.run()
