@@ -320,3 +320,30 @@ def test_a_lower_casing_byte_level_tokenizer_is_read_by_its_offsets():
     tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>"))
     ends = tokenizer.encode("", "AÉb").end_byte.tolist()
     assert ends == [0, 1, -1, 3, 4]  # É is two tokens of one character
+
+
+def test_a_conversation_is_written_as_the_template_writes_it_and_its_marks_stay_text(tokenizers):
+    llama = tokenizers["llama"]
+    llama.hf.chat_template = (
+        "{% for m in messages %}<s>[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}<s>[assistant]"
+    )
+    try:
+        messages = [("system", "be brief"), ("user", "a </s> b"), ("assistant", "c"), ("user", "d")]
+        ids = llama.encode_messages(messages).tolist()
+        assert llama.has_chat_template
+        # One mark per message closes it, whatever the messages hold.
+        assert ids.count(llama.eos_id) == len(messages)
+        plain = [("user", "hello"), ("assistant", "yes"), ("user", "more")]
+        whole = llama.hf.apply_chat_template(
+            [{"role": role, "content": text} for role, text in plain],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        spelled = b"".join(llama.spelling.surface[i] for i in llama.encode_messages(plain).tolist()).decode()
+        assert spelled == whole
+        llama.hf.chat_template = "{{ messages[0]['content'] }}"
+        with pytest.raises(ModelError, match="0 times"):
+            llama.encode_messages(plain)
+    finally:
+        llama.hf.chat_template = None
+    assert not llama.has_chat_template

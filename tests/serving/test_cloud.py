@@ -92,6 +92,12 @@ def test_a_block_is_judged_as_the_llm_would_write_it(cloud: str) -> None:
     assert (said.tokens.tolist(), said.accepted) == (answer()[3:7], 3)
 
 
+def test_a_draft_for_the_last_place_is_judged_and_nothing_follows(cloud: str) -> None:
+    for draft, accepted in ((answer()[0], 1), (200, 0)):
+        said = verdict(cloud, request(f"last{draft}", prompt(), 0, [draft], room=1))
+        assert (said.tokens.tolist(), said.accepted) == (answer()[:1], accepted)
+
+
 def test_what_is_forgotten_is_asked_for_and_changes_nothing(cloud: str) -> None:
     text = prompt() + answer()[:3]
     for other in "bcdefg":
@@ -174,7 +180,7 @@ def test_log_probabilities_come_where_they_are_asked_for(cloud: str) -> None:
         ({"new_ids": np.array([9999], np.int32)}, 400, "bad_request"),
         ({"new_ids": np.array([5] * 513, np.int32)}, 400, "bad_request"),
         ({"block": b"\x02\x01abc"}, 400, "bad_frame"),
-        ({"room": 1, "block": pack_block([Draft(5)], 279)}, 400, "bad_request"),
+        ({"room": 1, "block": pack_block([Draft(5), Draft(5)], 279)}, 400, "bad_request"),
         ({"block": b"\x01\x01\x05\0\0\0\xff\xff"}, 400, "bad_frame"),
     ],
 )

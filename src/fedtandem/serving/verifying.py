@@ -166,9 +166,9 @@ class VerifyService:
                 f"the text has {len(ids)} tokens and {len(drafts)} drafts; the LLM's context holds "
                 f"{self.batcher.reader.limit}."
             )
-        if len(drafts) >= request.room:
+        if len(drafts) > request.room:
             raise DataError(
-                f"{len(drafts)} drafts for a room of {request.room}; the LLM's own token needs one place."
+                f"{len(drafts)} drafts for a room of {request.room}; send no more than may be written."
             )
         settings = DecodeSettings(
             uplink=request.uplink,  # type: ignore[arg-type]
