@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, command=None)
     words = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for word, command in COMMANDS.items():
-        sub = words.add_parser(word, help=command.says, description=command.says.capitalize() + ".")
+        sub = words.add_parser(
+            word, help=command.says, description=command.says[0].upper() + command.says[1:] + "."
+        )
         command.arguments(sub)
         sub.add_argument("--debug", action="store_true", help="show the whole traceback of a fault")
     return parser

@@ -72,7 +72,7 @@ def test_empty_and_answerless_traces_say_so(tmp_path: Path, columns, info, build
     with pytest.raises(DataError, match="there is no trace"):
         read_trace(tmp_path / "none.parquet")
     (tmp_path / "junk.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(DataError, match="cannot be read as Parquet"):
+    with pytest.raises(DataError, match="is no Parquet file"):
         read_trace(tmp_path / "junk.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="no trace: its metadata"):

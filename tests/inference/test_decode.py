@@ -528,7 +528,7 @@ def test_near_ties_are_counted_with_their_place() -> None:
     [
         ({"tau": 3.0}, "tau is 3.0"),
         ({"tau": math.nan}, "tau is nan"),
-        ({"mode": "bounded"}, "eps is None"),
+        ({"mode": "bounded"}, "eps is missing"),
         ({"mode": "bounded", "eps": 0.0}, "eps is 0.0"),
         ({"mode": "bounded", "eps": -0.1}, "eps is -0.1"),
         ({"mode": "fast"}, "mode 'fast'"),

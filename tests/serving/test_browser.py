@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from fedtandem.serving.tiers import Tier, build_cloud, build_device
+
 pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -79,16 +81,21 @@ def test_each_mode_colours_its_tokens_and_counts_them(tiers: Any, page: Any) -> 
 
 
 def test_an_outage_is_said_and_the_next_answer_is_whole_again(lab: Any, page: Any) -> None:
-    with lab.running(
-        device={"on_outage": "degrade", "deadline_ms": 500.0, "prompt_deadline_ms": 500.0}
-    ) as tiers:
-        page.goto(tiers.urls["device"])
-        page.get_by_text("ready").wait_for()
-        cloud = next(one for one in tiers.listening if one.tier.name == "cloud")
-        tiers._loop.call_soon_threadsafe(setattr, cloud.server, "force_exit", True)
-        tiers._loop.call_soon_threadsafe(setattr, cloud.server, "should_exit", True)
-        shown = asked(page, "Q 7 m 4 A", "exact")
-        assert page.locator("#fault").inner_text() == ""
-        assert set(shown) == {"degraded"}
-        page.get_by_role("status").get_by_text("Degraded").wait_for()
-        assert asked(page, "Q 7 m 4 A", "local") == ["slm"] * int(counter(page, "SLM, unseen by the LLM"))
+    config = lab.config(device={"on_outage": "degrade"})
+    with lab.Running([lambda _: build_cloud(config)], config) as cloud:
+
+        def device(_: dict[str, str]) -> Tier:
+            pointed = config.device.model_copy(update={"upstream": cloud.urls["cloud"]})
+            return build_device(config.model_copy(update={"device": pointed}))
+
+        with lab.Running([device], config) as one:
+            page.goto(one.urls["device"])
+            page.get_by_text("ready").wait_for()
+            assert "degraded" not in asked(page, "Q 7 m 4 A", "exact")
+            cloud.stop()
+            shown = asked(page, "Q 9 - 4 A", "exact")
+            assert page.locator("#fault").inner_text() == ""
+            assert shown
+            page.get_by_role("status").get_by_text("Degraded").wait_for()
+            assert set(asked(page, "Q 7 m 4 A", "local")) == {"slm"}
+            assert page.get_by_role("status").inner_text() == ""

@@ -313,7 +313,9 @@ def read_trace(path: Path) -> Trace:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
+        raise DataError(
+            f"{path} is no Parquet file, or a damaged one ({str(error).split('.')[0]}); `fedtandem trace` records a trace."
+        ) from error
     info = _info((table.schema.metadata or {}).get(KEY), str(path))
     columns = {
         name: _column(table.column(name).combine_chunks(), name, str(path)) for name in table.column_names

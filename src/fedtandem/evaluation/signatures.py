@@ -102,7 +102,8 @@ def _runaway(case: Case) -> Sign:
 def _confident_and_wrong(case: Case) -> Sign:
     n = max(1, len(case.trace) // 10)
     beta = float(case.scored.beta[np.argsort(case.scored.u, kind="stable")[:n]].mean())
-    limit = 2 * case.policy.price
+    # The specification's 2 λ; above a price of a third it would come near 1 and could never be passed.
+    limit = min(2 * case.policy.price, (1 + case.policy.price) / 2)
     return Sign("E3", beta, beta > limit, f"the surest tenth is refused with {beta:.3f} (limit {limit:.3f})")
 
 

@@ -27,6 +27,10 @@ AUDIT_KEY = b"fedtandem calibrate"
 """A replay hides its draw from nobody; a deployment has a secret of its own."""
 
 
+MUCH_REFUSED = 0.25
+"""Share of kept drafts from which on a policy is warned of."""
+
+
 @dataclass(frozen=True)
 class CalibrateRequest:
     """What `fedtandem calibrate` was asked; exactly one of the three goals is given.
@@ -306,6 +310,13 @@ def _in_words(done: Calibrated, output: Path) -> str:
     lines += [_scope_line(name, entry) for name, entry in shown]
     if len(shown) < len(ranked):
         lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
+    refused = policy.error / max(1e-9, 1 - policy.share)
+    if refused > MUCH_REFUSED:
+        lines.append(
+            f"WARNING: of the drafts that are kept the LLM would refuse {refused:.0%}. These two models seldom agree token for "
+            "token; between different tokenizers the same text cut otherwise counts as refused. Give a larger budget, or "
+            "draft for `generate --mode exact`, which loses nothing."
+        )
     if everyone.audits < MIN_AUDITS and everyone.labelled < everyone.tokens:
         lines.append(
             f"WARNING: {everyone.audits} audits in all, fewer than {MIN_AUDITS}: nobody knows how often kept "

@@ -78,6 +78,8 @@ def generate_command(request: GenerateRequest, on_text: OnText | None = None) ->
         raise ConfigError(
             "mode bounded needs upper bounds of beta by uncertainty: --policy FILE, from calibrate."
         )
+    if request.tau is not None:
+        replace(request.settings, tau=request.tau)  # refused before anything is loaded
     policy = None if request.policy is None else read_policy(request.policy)
     prompts = list(request.prompt) if request.prompt is not None else read_prompts(request.prompts)
     small = None if mode == "cloud" else _load(request.draft)
@@ -174,7 +176,10 @@ def in_words(totals: dict[str, float]) -> str:
         if totals["peer_audited"]:
             said += f", {totals['peer_wrong']:.0f} of {totals['peer_audited']:.0f} looked at were wrong"
     if totals["audited"]:
-        said += f"; measured error {totals['audited_error'] / totals['audited']:.4f} per kept token"
+        said += (
+            f"; of {totals['audited']:.0f} kept tokens looked at, the LLM refuses "
+            f"{totals['audited_error'] / totals['audited']:.2%} in their place"
+        )
     return said
 
 
