@@ -313,9 +313,9 @@ def _in_words(done: Calibrated, output: Path) -> str:
     refused = policy.error / max(1e-9, 1 - policy.share)
     if refused > MUCH_REFUSED:
         lines.append(
-            f"WARNING: of the drafts that are kept the LLM would refuse {refused:.0%}. These two models seldom agree token for "
-            "token; between different tokenizers the same text cut otherwise counts as refused. Give a larger budget, or "
-            "draft for `generate --mode exact`, which loses nothing."
+            f"WARNING: of the drafts that are kept the LLM would refuse {refused:.0%}. These two models seldom agree "
+            "token for token; between different tokenizers the same text cut otherwise counts as refused. Give a "
+            "larger budget, or draft for `generate --mode exact`, which loses nothing."
         )
     if everyone.audits < MIN_AUDITS and everyone.labelled < everyone.tokens:
         lines.append(

@@ -270,7 +270,7 @@ def _in_words(told: dict[str, Any]) -> str:
     if told["failed"]:
         lines.append(f"left out, not answered by the cloud: {', '.join(told['failed'])}")
     lines.append(
-        f"next: fedtandem calibrate {told['output']} --budget 10%; or, to try a policy of other rows on these, fedtandem "
-        f"route {told['output']} --policy FILE"
+        f"next: fedtandem calibrate {told['output']} --budget 10%; or, to try a policy of other rows on these, "
+        f"fedtandem route {told['output']} --policy FILE"
     )
     return "\n".join(lines)

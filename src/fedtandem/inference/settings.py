@@ -71,6 +71,6 @@ class DecodeSettings:
             )
         if self.mode == "bounded" and (self.eps is None or not 0 < self.eps <= 1):
             raise ConfigError(
-                f"eps is {'missing' if self.eps is None else self.eps}; mode bounded needs a total variation in (0, 1], "
-                "e.g. 0.1. For an error of 0 use mode exact."
+                f"eps is {'missing' if self.eps is None else self.eps}; mode bounded needs a total variation in "
+                "(0, 1], e.g. 0.1. For an error of 0 use mode exact."
             )
