@@ -323,7 +323,7 @@ def test_a_lower_casing_byte_level_tokenizer_is_read_by_its_offsets():
 
 
 def test_a_conversation_is_written_as_the_template_writes_it_and_its_marks_stay_text(tokenizers):
-    llama = tokenizers["llama"]
+    llama = TextTokenizer(tokenizers["llama2"].hf)
     llama.hf.chat_template = (
         "{% for m in messages %}<s>[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}<s>[assistant]"
     )
@@ -340,7 +340,8 @@ def test_a_conversation_is_written_as_the_template_writes_it_and_its_marks_stay_
             add_generation_prompt=True,
         )
         spelled = b"".join(llama.spelling.surface[i] for i in llama.encode_messages(plain).tolist()).decode()
-        assert spelled == whole
+        # Llama 2 puts a space of its own before a text.
+        assert spelled.replace("<s> [", "<s>[", 1) == whole
         llama.hf.chat_template = "{{ messages[0]['content'] }}"
         with pytest.raises(ModelError, match="0 times"):
             llama.encode_messages(plain)
