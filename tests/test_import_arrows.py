@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports": EVERYWHERE | LOWEST | {"config", "federation"},
     "studies": EVERYWHERE
     | LOWEST
-    | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},
+    | {"tuning", "evaluation", "checking", "algorithms", "config", "federation", "reports"},
     "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", ""},
     "__main__": {"cli"},
     "": {"errors", "config", "federation", "models", "knowledge", "selection", "distillation"},
