@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": EVERYWHERE | LOWEST | {"algorithms", "config", "federation", ""},
     "studies": EVERYWHERE
     | LOWEST
-    | {"tuning", "evaluation", "algorithms", "config", "federation", "reports"},
+    | {"tuning", "evaluation", "checking", "algorithms", "config", "federation", "reports"},
     "cli": EVERYWHERE | LOWEST | {"config", "federation", "reports", "studies", "serving", ""},
     "__main__": {"cli"},
     "": {"errors", "config", "federation", "models", "knowledge", "selection", "distillation"},

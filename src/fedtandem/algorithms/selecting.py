@@ -188,11 +188,11 @@ class Selecting:
         limits = [self.chosen[client].updates_of for client in clients if client in self.chosen]
         known = [limit for limit in limits if limit is not None]
         if "feedback" not in selector.needs:
-            looked_at, before = self._looked_at(round_number, lesson, clients, mine)
+            looked_at, was = self._looked_at(round_number, lesson, clients, mine)
             learner.learn(round_number, lesson, updates_of=sum(known) if known else None)
             with learner.timed("reward", round_number):
                 realised = {
-                    client: np.exp(per_token(learner, [lesson.texts[at] for at in places])) - before[client]
+                    client: np.exp(per_token(learner, [lesson.texts[at] for at in places])) - was[client]
                     for client, places in looked_at.items()
                 }
             self._report(round_number, clients, mine, {

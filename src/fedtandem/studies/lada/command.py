@@ -75,8 +75,8 @@ def run(
                 ran += 1
                 _keep(output / "cells", key, cell, done[cell])
     summary = {
-        "schema": 1, "kind": "routing", "name": study.name, "seeds": sorted({seed for seed, _ in done}),
-        "seeds_wanted": sorted({*seeds, *(seed for seed, _ in done)}), "settings": key,
+        "schema": 1, "kind": "routing", "name": study.name, "seeds": sorted({seed for seed, _ in done} & set(seeds)),
+        "seeds_wanted": sorted(seeds), "settings": key,
         **study.summary(seeds, done),
         "cpu_seconds_now": round(time.process_time() - started) if ran else 0,
         "cells": _by_seed(done),

@@ -1,9 +1,10 @@
 """`lada-contrast`: does a contrast with the student's own wrong paths help, at equal compute?
 
-A student that knows four fifths of a secret operator learns from right paths of 150 prompts. Each arm starts from the
-same weights, sees the same prompts and replays the same data; negatives are the student's own samples that a checker
-refuted. Compute is counted in tokens (one for a token read, three for a token trained on), so that a rerun makes the
-same comparison; CPU seconds stand beside it.
+A student that knows some three quarters of a secret operator learns from right paths of 150 prompts. Each arm starts
+from the same weights, sees the same prompts and replays the same data; negatives are own samples a checker refuted.
+Rejection sampling is no arm of its own: a chain has one right path, so what it would accept is the one that is given.
+Compute is counted in tokens (one for a token read, three for a token trained on), so that a rerun makes the same
+comparison; CPU seconds stand beside it.
 
 Source: specification of studies, section 7 (the fair trial).
 """
@@ -29,7 +30,7 @@ from fedtandem.errors import ModelError
 from fedtandem.evaluation.scorer import evaluate
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.load import ModelSpec, load_model
-from fedtandem.selection.items import RIGHT, Checker, Pool
+from fedtandem.selection.items import Checker, Pool
 from fedtandem.studies.lada.contrast_tables import tables_and_bars
 from fedtandem.studies.lada.trial import Outcome, fresh_copy
 from fedtandem.tuning.phase import Example, PhaseSettings, train_phase
@@ -41,9 +42,7 @@ STUDENTS: Mapping[str, str] = {
 }
 """Tokenizer -> student. The first cuts text as the shipped server does, the second otherwise."""
 PATH_TOKENS = 48
-SAMPLES = 4
-"""Own paths a prompt that rejection sampling draws in a round."""
-SFT, LONGER, REJECTION = "sft", "sft, equal compute", "rejection sft"
+SFT, LONGER = "sft", "sft, equal compute"
 TERMS: Mapping[str, ContrastiveTerm] = {
     "contrast, whole path, weight 0.1": ContrastiveTerm(0.1, "self", "verified"),
     "contrast, whole path, weight 0.5": ContrastiveTerm(0.5, "self", "verified"),
@@ -52,7 +51,7 @@ TERMS: Mapping[str, ContrastiveTerm] = {
     ),
 }
 """0.5 is the parity recipe's."""
-ARMS = (SFT, LONGER, REJECTION, *TERMS)
+ARMS = (SFT, LONGER, *TERMS)
 
 
 @dataclass(frozen=True)
@@ -160,9 +159,7 @@ def run_trial(student: Student, arm: str, settings: Settings) -> Outcome:
         texts = learner.answered(kept, [student.right[s.prompt] for s in learner.public])
         extra = 0.0
         on_batch: Contrast | None = None
-        if arm == REJECTION:
-            texts, extra = _own_right_paths(learner, scorer, texts, t)
-        elif arm in TERMS or arm == LONGER:
+        if arm in TERMS or arm == LONGER:
             # The longer training is as long as what the first contrast costs: it pays for nothing else.
             term = TERMS[arm] if arm in TERMS else next(iter(TERMS.values()))
             lesson = Lesson(texts, [None] * len(texts), [None] * len(texts))
@@ -210,19 +207,6 @@ def _cost_of(contrast: Contrast, learner: Learner, texts: Sequence[Encoded], set
     of_pairs = sum(len(pair.pos.input_ids) + len(pair.neg.input_ids) for pair in contrast.pairs.values())
     own = settings.batch_size - round(settings.replay * settings.batch_size)
     return len(texts) * _length(texts) + of_pairs + 3 * of_pairs * settings.updates * own / max(1, len(texts))
-
-
-def _own_right_paths(
-    learner: Learner, scorer: PoolScorer, texts: Sequence[Encoded], t: int
-) -> tuple[list[Encoded], float]:
-    """Rejection sampling: own paths the checker accepts, the given one where there is none; and the cost in tokens."""
-    kept, read = [], 0.0
-    drawn = [learner.write(t, PATH_TOKENS, 0.7, phase=f"sample-{draw}") for draw in range(SAMPLES)]
-    for i, text in enumerate(texts):
-        right = {paths[i] for paths in drawn if paths[i] and scorer.verdict(i, paths[i]) == RIGHT}
-        kept += learner.answered([i] * len(right), sorted(right)) if right else [text]
-        read += SAMPLES * len(text.input_ids)
-    return kept, read
 
 
 @lru_cache(maxsize=1)
