@@ -314,8 +314,7 @@ def read_trace(path: Path) -> Trace:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is no Parquet file, or a damaged one ({str(error).split('.')[0]}); `fedtandem trace` records a "
-            "trace."
+            f"{path} is no Parquet file, or a damaged one; `fedtandem trace` records a trace."
         ) from error
     info = _info((table.schema.metadata or {}).get(KEY), str(path))
     columns = {
