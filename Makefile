@@ -9,22 +9,22 @@ OUTPUT ?=
 
 .PHONY: announce setup demo demo-serve test test-browser test-oldest check bench lock clean
 
-setup: $(STAMP)
+setup: announce $(STAMP)
 	@:
 
 $(STAMP):
 	@.ci/setup "$(PYTHON)" "$(LOCK)"
 	@rm -f .venv/.ready-* && touch $@
 
-# Setting up is silent; who waits for a demo is told why.
+# Setting up is silent; who waits is told why.
 announce:
 	@test -e $(STAMP) || echo "installing into .venv: about 2 GB and a few minutes, this once"
 
-demo: announce setup
+demo: setup
 	@$(BIN)/fedtandem demo $(if $(OUTPUT),--output $(OUTPUT))
 
 # Device, edge and cloud on loopback with the embedded models; Ctrl-C ends it.
-demo-serve: announce setup
+demo-serve: setup
 	@$(BIN)/fedtandem serve all
 
 test: setup
