@@ -6,6 +6,8 @@ LOCK := requirements-dev.lock
 KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
+# Tests that mostly wait for processes of their own: they run beside the others, on the second core.
+BESIDE := tests/test_packaging.py tests/e2e/flower
 
 .PHONY: announce setup demo demo-serve test test-browser test-oldest check bench lock clean
 
@@ -30,7 +32,10 @@ demo-serve: setup
 test: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -q -m "not browser"
+	@log=$$(mktemp); trap 'rm -f $$log; kill $$beside 2>/dev/null || :' EXIT; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -m "not browser" $(BESIDE:%=--ignore=%); code=$$?; \
+	wait $$beside || { cat $$log; exit 1; }; exit $$code
 
 # The device's page in Chromium; installs what is missing where it may, says SKIPPED where it cannot.
 test-browser: setup
