@@ -97,7 +97,7 @@ class AnswerRecorder:
         own = [tokenizer.decode_answer(row) for row in ids]
         read = [prompt.tolist() for prompt in prompts]
         doubt = self._doubts(read, [row.tolist() for row in ids])
-        embedding = torch.stack([state.mean(dim=0) for state in self._slm.hidden_states(read)]).numpy()
+        embedding = self._slm.embed(prompts)
         said = self._cloud.answer([item.text for item in items])
         failed = {
             item.id: str(one) for item, one in zip(items, said, strict=True) if isinstance(one, NetworkError)

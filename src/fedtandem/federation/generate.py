@@ -117,8 +117,7 @@ def peer_book(
 
     def embed(prompts: Sequence[str]) -> npt.NDArray[np.float32]:
         encode = reader.tokenizer.encode_prompt
-        texts = [[int(i) for i in encode(prompt, chat_template=request.chat_template)] for prompt in prompts]
-        return np.stack([states.mean(dim=0).numpy() for states in reader.hidden_states(texts)])
+        return reader.embed([encode(prompt, chat_template=request.chat_template) for prompt in prompts])
 
     chosen = request.settings
     decoding = "greedy" if chosen.uplink == "greedy" else f"sampled at {chosen.temperature:g}"

@@ -130,11 +130,7 @@ def model_embedding(folder: str) -> Embed:
     lm = load_model(ModelSpec(folder, tuning_method="none"))
 
     def embed(texts: Sequence[str]) -> Floats:
-        rows = []
-        for start in range(0, len(texts), 32):
-            ids = [lm.tokenizer.encode_prompt(text).tolist()[:256] for text in texts[start : start + 32]]
-            rows += [state.mean(dim=0).numpy() for state in lm.hidden_states(ids)]
-        return np.stack(rows)
+        return lm.embed([lm.tokenizer.encode_prompt(text)[:256] for text in texts])
 
     return embed
 
