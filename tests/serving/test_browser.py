@@ -35,7 +35,7 @@ def page(browser: Any) -> Iterator[Any]:
     one.set_default_timeout(PATIENCE_MS)
     one.faults = []
     one.on("pageerror", lambda fault: one.faults.append(str(fault)))
-    one.on("requestfailed", lambda request: one.faults.append(request.url))
+    one.on("requestfailed", lambda request: one.faults.append(f"{request.url}: {request.failure}"))
     yield one
     one.close()
 
@@ -46,6 +46,7 @@ def asked(page: Any, prompt: str, mode: str) -> list[str]:
     page.get_by_label("Mode").select_option(mode)
     page.get_by_role("button", name="Ask").click()
     page.locator("#go:enabled").wait_for()
+    assert page.locator("#fault").inner_text() == ""
     return [
         token.get_attribute("class").removeprefix("token ") for token in page.locator("#answer .token").all()
     ]
@@ -77,7 +78,8 @@ def test_each_mode_colours_its_tokens_and_counts_them(tiers: Any, page: Any) -> 
     assert page.get_by_label("ε", exact=True).is_hidden()
     page.get_by_label("Mode").select_option("bounded")
     assert page.get_by_label("ε", exact=True).is_visible()
-    assert page.faults == []
+    # Chromium calls a no-store body that was read to its end aborted, now and then; a lost one is in #fault.
+    assert [fault for fault in page.faults if not fault.endswith("net::ERR_ABORTED")] == []
 
 
 def test_an_outage_is_said_and_the_next_answer_is_whole_again(lab: Any, page: Any) -> None:
@@ -94,7 +96,6 @@ def test_an_outage_is_said_and_the_next_answer_is_whole_again(lab: Any, page: An
             assert "degraded" not in asked(page, "Q 7 m 4 A", "exact")
             cloud.stop()
             shown = asked(page, "Q 9 - 4 A", "exact")
-            assert page.locator("#fault").inner_text() == ""
             assert shown
             page.get_by_role("status").get_by_text("Degraded").wait_for()
             assert set(asked(page, "Q 7 m 4 A", "local")) == {"slm"}

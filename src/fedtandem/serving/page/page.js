@@ -103,6 +103,7 @@ function question() {
   return asked;
 }
 
+// To the end of the body, which frees the connection for the next question.
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
@@ -113,8 +114,7 @@ async function* eventsOf(response) {
     const parts = held.split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      if (part === "data: [DONE]") return;
-      if (part.startsWith("data: ")) yield JSON.parse(part.slice(6));
+      if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
     }
   }
 }
