@@ -13,6 +13,7 @@ from fedtandem.config.evaluation import EvaluationConfig, named_tables
 from fedtandem.config.federation import FederationConfig
 from fedtandem.config.knowledge import KnowledgeConfig
 from fedtandem.config.party import ClientConfig, PartyConfig
+from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.config.report import ReportConfig
 from fedtandem.config.section import Section
 from fedtandem.config.seeds import with_seeds
@@ -66,6 +67,8 @@ class RunConfig(Section):
     """From whom."""
     federation: FederationConfig = FederationConfig()
     """Rounds."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Privacy of every client."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measurements."""
     report: ReportConfig = ReportConfig()
