@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from opacus.accountants import RDPAccountant, create_accountant
-from opacus.accountants.utils import get_noise_multiplier
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -190,18 +189,16 @@ def test_noise_belongs_to_its_key_and_label() -> None:
 
 def test_epsilon_is_opacus_own() -> None:
     theirs = RDPAccountant()
-    for _ in range(70):
-        theirs.step(noise_multiplier=1.1, sample_rate=0.05)
-    for _ in range(30):
-        theirs.step(noise_multiplier=0.8, sample_rate=0.1)
+    for sigma, rate, steps in ((1.1, 0.05, 70), (0.8, 0.1, 30)):
+        for _ in range(steps):
+            theirs.step(noise_multiplier=sigma, sample_rate=rate)
     ours = [Spending("a", 1.1, 0.05, 70), Spending("b", 0.8, 0.1, 30)]
-    assert epsilon_of(ours, 1e-5) == theirs.get_epsilon(1e-5)
+    assert epsilon_of(ours, 1e-5) == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-12)
     tight = create_accountant("prv")
     tight.history = [(1.1, 0.05, 70)]
     assert epsilon_of(ours[:1], 1e-5, "prv") == tight.get_epsilon(1e-5) < epsilon_of(ours[:1], 1e-5)
-    assert noise_for(4.0, 1e-5, 0.05, 100) == get_noise_multiplier(
-        target_epsilon=4.0, target_delta=1e-5, sample_rate=0.05, steps=100
-    )
+    sigma = noise_for(4.0, 1e-5, 0.05, 100)
+    assert 3.99 <= epsilon_of([Spending("a", sigma, 0.05, 100)], 1e-5) <= 4.0
     assert epsilon_of([], 1e-5) == 0
     assert epsilon_of([Spending("a", 0.0, 0.1, 1)], 1e-5) == math.inf
 
@@ -209,14 +206,14 @@ def test_epsilon_is_opacus_own() -> None:
 def test_affordable_steps_are_the_most_that_fit() -> None:
     spent = [Spending("a", 1.0, 0.05, 40)]
     planned = Spending("b", 1.0, 0.05, 500)
-    steps = affordable_steps(spent, planned, 2.5, 1e-5)
+    steps = affordable_steps(spent, planned, 4.0, 1e-5)
     assert 0 < steps < 500
-    assert epsilon_of([*spent, replace(planned, steps=steps)], 1e-5) <= 2.5
-    assert epsilon_of([*spent, replace(planned, steps=steps + 1)], 1e-5) > 2.5
+    assert epsilon_of([*spent, replace(planned, steps=steps)], 1e-5) <= 4.0
+    assert epsilon_of([*spent, replace(planned, steps=steps + 1)], 1e-5) > 4.0
 
 
 def granted(ledger: Memory, what: str, **settings: Any) -> DPSteps | None:
-    dp = DPSettings(**{"target_delta": 1e-5, "target_epsilon": 3.0, "noise_multiplier": 1.0, **settings})
+    dp = DPSettings(**{"target_delta": 1e-5, "target_epsilon": 8.0, "noise_multiplier": 1.0, **settings})
     return grant(
         PrivateTraining(dp, ledger, KEY),
         what,
@@ -234,12 +231,12 @@ def test_a_budget_ends_the_tuning_and_says_what_was_reached() -> None:
     def all_rounds() -> None:
         made.extend(granted(ledger, f"a, round {round_number}") for round_number in range(1, 9))
 
-    with pytest.raises(PrivacyBudgetError, match=r"epsilon 2\.9\d+ of 3 at delta 1e-05") as error:
+    with pytest.raises(PrivacyBudgetError, match=r"epsilon 7\.9\d+ of 8 at delta 1e-05") as error:
         all_rounds()
     assert error.value.exit_code == 7
     assert [steps.report.steps for steps in made[:1]] == [60]
     assert 0 < made[-1].report.steps < 60  # the last phase went as far as it could
-    assert made[-1].report.epsilon == epsilon_of(ledger.lines, 1e-5) <= 3.0
+    assert made[-1].report.epsilon == epsilon_of(ledger.lines, 1e-5) <= 8.0
     assert granted(ledger, "a, round 9", on_spent="go_on") is None
 
 
@@ -263,19 +260,17 @@ def test_noise_is_chosen_so_that_the_planned_phases_use_the_budget_up() -> None:
         assert steps is not None
         reports.append(steps.report)
     assert [r.steps for r in reports] == [60, 60, 60]
-    assert 2.9 < reports[-1].epsilon <= 3.0
+    assert 7.98 < reports[-1].epsilon <= 8.0
 
 
 def test_a_phase_under_dp_is_repeatable_and_tunes(make_example: Callable[..., Example]) -> None:
     examples = [make_example(i) for i in range(24)]
-    settings = PhaseSettings(
-        learning_rate=2e-2, num_train_epochs=6, batch_size=8, lr_scheduler_type="constant"
-    )
+    settings = PhaseSettings(learning_rate=2e-2, batch_size=8, lr_scheduler_type="constant")
 
     def tuned(sigma: float, key: bytes = KEY) -> tuple[float, Tensor]:
         lm = Adapted("llama")
         dp = DPSteps(
-            report(noise_multiplier=sigma, max_grad_norm=1.0, sample_rate=1 / 3, steps=18),
+            report(noise_multiplier=sigma, max_grad_norm=1.0, sample_rate=1 / 3, steps=10),
             SecretNoise(key, "t"),
         )
         train_phase(lm, examples, settings, dp=dp)
@@ -287,4 +282,3 @@ def test_a_phase_under_dp_is_repeatable_and_tunes(make_example: Callable[..., Ex
     assert loss < before[1] / before[2]
     assert torch.equal(weights, tuned(0.5)[1])
     assert not torch.equal(weights, tuned(0.5, bytes(32))[1])
-    assert tuned(0.0)[0] < tuned(20.0)[0]

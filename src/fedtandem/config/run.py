@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from fedtandem.config.alignment import AlignmentConfig
 from fedtandem.config.data import DataRootConfig, PublicConfig
+from fedtandem.config.defence import DefenceConfig
 from fedtandem.config.distillation import DistillationConfig
 from fedtandem.config.evaluation import EvaluationConfig, named_tables
 from fedtandem.config.federation import FederationConfig
@@ -69,6 +70,8 @@ class RunConfig(Section):
     """Rounds."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Privacy of every client."""
+    defence: DefenceConfig | None = None
+    """The server's defence against clients that lie; None: none."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measurements."""
     report: ReportConfig = ReportConfig()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedtandem.algorithms.checked_paths import prepare_check
 from fedtandem.algorithms.client import Client, Store
+from fedtandem.algorithms.defence import Defence, DefenceSettings
 from fedtandem.algorithms.learner import Emit, Learner, Progress, Remembered, TestSet
 from fedtandem.algorithms.server import Server
 from fedtandem.algorithms.settings import Flow, KnowledgeSettings, Rounds, Unlabelled
@@ -200,7 +201,7 @@ def assemble(
     server = Server(
         learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode),
         RoundStore(folder / SERVER), report=partial(report, SERVER), selecting=frame.sides.server(learner),
-        offering=frame.sides.offering,
+        offering=frame.sides.offering, defence=_defence(parts.config, learner),
     )  # fmt: skip
     return server, {
         name: assemble_client(
@@ -248,6 +249,12 @@ def flow_of(method: Method, config: RunConfig) -> Flow:
         down=federation.send_down,
         aggregate_every=federation.aggregate_every,
     )
+
+
+def _defence(config: RunConfig, learner: Learner) -> Defence | None:
+    if config.defence is None:
+        return None
+    return Defence(DefenceSettings(**config.defence.model_dump()), learner)
 
 
 def _refusal(party: PartyParts) -> Callable[[str], bool]:
