@@ -427,7 +427,6 @@ CLIENT = {"name": "c", "model": "org/slm", "data": {"path": "a.jsonl"}}
         ({"selection": {"selector": "confident-gap"}}, "selection.selector", 'did you mean "confident_gap"?'),
         ({"selection": {"budget": 0}}, "selection.budget", "a count of 1 or more"),
         ({"selection": {"budget": 1.5}}, "selection.budget", "a share above 0 and at most 1.0"),
-        ({"selection": {"checker": "exact"}}, "selection.checker", "package.module:function"),
         (
             {"evaluation": {"sets": [{"name": "t", "metric": "bleu", "data": {"path": "a"}}]}},
             "evaluation.sets.t.metric",

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedtandem.config.section import Section
 from fedtandem.selection.names import SELECTORS, TEACHERS
-from fedtandem.user_code import REFERENCE, known_or_own
+from fedtandem.user_code import known_or_own
 
 RULES_AS_SELECTORS = ("dual_min_ce", "none")
 
@@ -27,9 +27,9 @@ class LadaConfig(Section):
     reference: Literal["self", "peer", "none"] = "self"
     """What the contrastive loss is measured against: the receiver as the round began, the producer, or nothing."""
     prefer: Literal["role", "verified"] = "role"
-    """`role`: the producer's path is preferred; `verified`: the checker may turn an item round or drop it."""
+    """`role`: the producer's path is preferred; `verified`: `public.check` may turn an item round or drop it."""
     negative: Literal["whole", "first_wrong_step"] = "whole"
-    """What of the worse path is made unlikelier: all of it (paper), or its first wrong step alone, where the checker
+    """What of the worse path is made unlikelier: all of it (paper), or its first wrong step alone, where `public.check`
     says which that is; pairs of which it cannot say so are left out."""
     beta: float | None = Field(None, gt=0)
     """Steepness of the contrastive loss. Default: 0.1, or 2 without a reference (on means per token)."""
@@ -56,8 +56,6 @@ class SelectionConfig(Section):
     scores or as text without logits. Default: `cached` for selectors that learn, else `fresh`."""
     candidates: int | None = Field(None, ge=2)
     """Score only so many items, drawn anew each round."""
-    checker: str | None = None
-    """"package.module:function": (prompt, path) -> verdict with `ok` and `reason`; refused paths are not learnt."""
     probe: float = Field(0.1, gt=0, lt=0.5)
     """Share of the public set that is measured and never trained on; only where the selector learns or holds out."""
     lada: LadaConfig = LadaConfig()
@@ -80,13 +78,6 @@ class SelectionConfig(Section):
     @classmethod
     def _is_a_selector(cls, value: str) -> str:
         return known_or_own(value, SELECTORS)
-
-    @field_validator("checker")
-    @classmethod
-    def _is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not REFERENCE.fullmatch(value):
-            raise ValueError('must be "package.module:function"')
-        return value
 
     @field_validator("budget")
     @classmethod

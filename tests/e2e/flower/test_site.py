@@ -55,7 +55,7 @@ def allowing(config: RunConfig, folder: Path, **changes: object) -> Allowing:
             {"send": ("card", "scores", "rows")},
             "requests",
         ),
-        (("selection.checker=os:system",), {"functions": ()}, "selection.checker = 'os:system'"),
+        (("public.check=os:system",), {"functions": ()}, "public.check = 'os:system'"),
     ],
 )
 def test_a_run_that_asks_for_more_is_refused_before_round_1(

@@ -15,10 +15,11 @@ from fedtandem.algorithms.lessons import Choice
 from fedtandem.algorithms.selecting import Selecting, SelectionSettings, per_token
 from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
 from fedtandem.checking.checkers import CheckSettings
+from fedtandem.checking.verdict import Checker
 from fedtandem.data.public import Sample
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.selection.items import WRONG, Checker, ItemSelector, Pool
+from fedtandem.selection.items import WRONG, ItemSelector, Pool
 from fedtandem.selection.rank_correlation import spearman
 from fedtandem.studies.lada.mixed_pool import PATH_TOKENS, MixedPool
 from fedtandem.tuning.phase import PhaseSettings
