@@ -56,6 +56,24 @@ def faults(folder: Path, document: dict[str, Any], overrides: list[str] | None =
 # -- the shape of the schema -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("selection", "public", "expected"),
+    [
+        ({}, {}, "all"),
+        ({"budget": 4}, {}, "confident_gap"),
+        ({"budget": 4}, {"labelled": False}, "confident_gap"),
+        ({"budget": 4}, {"labelled": False, "check": "arithmetic"}, "verified_gap"),
+        ({"budget": 4, "selector": "random"}, {"labelled": False, "check": "arithmetic"}, "random"),
+    ],
+)
+def test_a_budget_without_a_selector_takes_the_best_one(
+    tmp_path: Path, selection: dict[str, object], public: dict[str, object], expected: str
+) -> None:
+    document = minimal(selection=selection)
+    document["public"] |= public
+    assert load_config(write(tmp_path, document)).selection.selector == expected
+
+
 def test_the_schema_of_the_documentation_loads(tmp_path: Path) -> None:
     """Names that other programs rely on: add, never rename."""
     file = tmp_path / "run.toml"

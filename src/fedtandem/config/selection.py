@@ -11,6 +11,19 @@ from fedtandem.user_code import known_or_own
 RULES_AS_SELECTORS = ("dual_min_ce", "none")
 
 
+def with_selector(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with a selector where it states a budget and none: the best of the study `lada-selection`.
+
+    `verified_gap` where written paths are checked, else `confident_gap`. Malformed parts are left to the validation.
+    """
+    section, public = document.get("selection"), document.get("public")
+    if not isinstance(section, dict) or "budget" not in section or "selector" in section:
+        return document
+    written = isinstance(public, dict) and public.get("labelled") is False
+    checked = written and public.get("check", "none") != "none"
+    return {**document, "selection": {**section, "selector": "verified_gap" if checked else "confident_gap"}}
+
+
 class LadaConfig(Section):
     """LaDa's own knobs; the other learning selectors share those that are not about its networks or its loss."""
 
@@ -45,7 +58,8 @@ class SelectionConfig(Section):
     margin: float = Field(0.0, ge=0)
     """A teacher must be better by more than this, in the score's unit (nats per byte in `bytes`)."""
     selector: str = "all"
-    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own.
+    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own. With a
+    budget and no selector: `verified_gap` where `public.check` judges written paths, else `confident_gap`.
     `dual_min_ce` and `none` are understood too: all items, and that rule as `teacher`."""
     budget: int | float = 0.5
     """Items a client and the server exchange in a round, each way: a count, or a share of the public set."""

@@ -40,9 +40,9 @@ def select_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--selector",
-        default=DEFAULT,
         metavar="NAME",
-        help=f'{", ".join(HEURISTICS)}, or "package.module:function" (default {DEFAULT})',
+        help=f'{", ".join(HEURISTICS)}, or "package.module:function" '
+        f"(default {DEFAULT}; with --checker: verified_gap)",
     )
     parser.add_argument(
         "--budget", default="0.5", metavar="K", help="rows to keep: a count, or a share below 1 (default 0.5)"
@@ -70,8 +70,9 @@ def select_flags(parser: argparse.ArgumentParser) -> None:
 
 def select_call(arguments: argparse.Namespace) -> int:
     """Carry the command out; the exit code."""
+    selector = arguments.selector or (DEFAULT if arguments.checker is None else "verified_gap")
     request = SelectRequest(
-        rows=arguments.rows, receiver=arguments.receiver, producer=arguments.producer, selector=arguments.selector,
+        rows=arguments.rows, receiver=arguments.receiver, producer=arguments.producer, selector=selector,
         budget=read_budget(arguments.budget), checker=arguments.checker, max_new_tokens=arguments.max_new_tokens,
         max_length=arguments.max_length, batch_size=arguments.batch_size, chat_template=arguments.chat_template,
         seed=arguments.seed,
