@@ -19,8 +19,9 @@ def with_selector(document: dict[str, Any]) -> dict[str, Any]:
     section, public = document.get("selection"), document.get("public")
     if not isinstance(section, dict) or "budget" not in section or "selector" in section:
         return document
-    written = isinstance(public, dict) and public.get("labelled") is False
-    checked = written and public.get("check", "none") != "none"
+    checked = (
+        isinstance(public, dict) and public.get("labelled") is False and public.get("check", "none") != "none"
+    )
     return {**document, "selection": {**section, "selector": "verified_gap" if checked else "confident_gap"}}
 
 
