@@ -15,7 +15,7 @@ import pytest
 from fedtandem.cli import main
 from fedtandem.config.serve import load_serve
 from fedtandem.errors import ConfigError
-from fedtandem.serving.door import Bucket
+from fedtandem.serving.admission import Bucket
 from fedtandem.serving.keys import Keyring, new_key, read_keyring
 from fedtandem.serving.logs import LOGGER, start_logging
 from fedtandem.serving.tiers import build_device

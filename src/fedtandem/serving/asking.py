@@ -53,11 +53,15 @@ class Said:
 
     Attributes:
         log_probs, top_ids, top_log_probs: as in `VerifyReply`; empty without.
+        wait_s, uplink_bytes, downlink_bytes: of the exchange.
     """
 
     log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     top_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     top_log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    wait_s: float = 0.0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
 
 
 class Asking:
@@ -67,6 +71,7 @@ class Asking:
         said: of the tokens being committed; None while the SLM keeps its own.
         degraded: why tokens were written without the LLM that was asked for; empty if none were.
         degraded_tokens: how many.
+        alone: why the LLM was not asked about the tokens that were committed last without it.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Asking:
         self.said: Said | None = None
         self.degraded = ""
         self.degraded_tokens = 0
+        self.alone = ""
 
     @property
     def vocab_size(self) -> int:
@@ -131,6 +137,8 @@ class Asking:
             if self._is_over_budget(row):
                 self._go_alone(row, "max-cloud-fraction")
                 continue
+            began, record = time.monotonic(), row.record
+            up, down = record.uplink_bytes, record.downlink_bytes
             try:
                 reply = self._asked(row)
             except Outage as outage:
@@ -138,6 +146,10 @@ class Asking:
                     raise
                 self._go_alone(row, f"cloud-{outage.reason}")
                 continue
+            self.said = Said(
+                reply.log_probs, reply.top_ids, reply.top_log_probs, time.monotonic() - began,
+                record.uplink_bytes - up, record.downlink_bytes - down,
+            )  # fmt: skip
             self._settle(row, reply)
 
     def _is_over_budget(self, row: Row) -> bool:
@@ -196,7 +208,6 @@ class Asking:
         tokens = reply.tokens.tolist()
         pending = list(row.pending)
         self._hear(row, reply)
-        self.said = Said(reply.log_probs, reply.top_ids, reply.top_log_probs)
         self._n_verified += len(tokens)
         row.record.llm_passes += reply.passes - 1
         row.record.own += max(0, len(tokens) - reply.accepted - 1)
@@ -221,7 +232,7 @@ class Asking:
 
     def _go_alone(self, row: Row, reason: str) -> None:
         """The drafts stand as they are: nothing is lost, nothing comes twice, and it is said."""
-        self.degraded = self.degraded or reason
+        self.degraded, self.alone = self.degraded or reason, reason
         tokens, doubts = [draft.token for draft in row.pending], [draft.u for draft in row.pending]
         row.pending, row.draft_ends, row.block_bytes, row.unaudited = [], False, None, []
         if not tokens:

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 
 from fedtandem import __version__
-from fedtandem.config.serve import LimitsConfig
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.tokenizer import TextTokenizer
-from fedtandem.serving.keys import Keyring
+from fedtandem.serving.admission import Admission
 from fedtandem.serving.metrics import CloudMetrics
-from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
+from fedtandem.serving.shell import FRAME, QUEUE, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,6 +48,11 @@ class Judging(Protocol):
         """Whether entries for peers are signed."""
         ...
 
+    @property
+    def queue(self) -> float:
+        """Forward passes that wait."""
+        ...
+
     async def verify(self, tenant: str, body: bytes) -> bytes:
         """Answer one request."""
         ...
@@ -58,7 +62,7 @@ class Judging(Protocol):
         ...
 
 
-def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metrics: CloudMetrics) -> FastAPI:
+def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) -> FastAPI:
     """The app of a cloud."""
 
     async def is_ready() -> Mapping[str, object]:
@@ -69,7 +73,7 @@ def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metri
             metrics.gauges[name].set(value)
 
     app = new_app(
-        "cloud", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+        "cloud", scopes=SCOPES, admission=admission, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
     described = describe(service)
     files = tokenizer_files(service.tokenizer)
@@ -91,8 +95,9 @@ def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metri
         metrics.tokens.labels("llm").inc(own)
         metrics.drafts.labels("accepted").inc(said.accepted)
         metrics.cost.inc(said.passes)
+        request.state.charge(len(said.tokens))
         tell(request, accepted=said.accepted, own=own, passes=said.passes)
-        return Response(reply, media_type=FRAME)
+        return Response(reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
 
     return app
 

@@ -41,6 +41,8 @@ class CompareService:
         self.fingerprint = f"{endpoint.model}@endpoint"
         self.limit: int | None = None
         self.attests = False
+        self.queue = 0.0
+        """Not known of a server elsewhere."""
 
     async def close(self) -> None:
         """Let the connections go."""

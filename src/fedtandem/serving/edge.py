@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedtandem.config.serve import EdgeConfig, LimitsConfig
+from fedtandem.config.serve import EdgeConfig
 from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.calibration import CalibrationReply
 from fedtandem.exchange.carrier import Envelope
@@ -22,12 +22,13 @@ from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.gates import namespace
 from fedtandem.inference.peers import PeerCache
 from fedtandem.inference.uplink import unpack_ids
+from fedtandem.serving.admission import Admission
 from fedtandem.serving.breaker import Breaker
 from fedtandem.serving.faults import Refusal
-from fedtandem.serving.keys import Caller, Keyring
+from fedtandem.serving.keys import Caller
 from fedtandem.serving.metrics import EdgeMetrics
 from fedtandem.serving.policies import UNTIL
-from fedtandem.serving.shell import FRAME, TENANT, caller_of, new_app, tell
+from fedtandem.serving.shell import FRAME, QUEUE, TENANT, caller_of, new_app, tell
 from fedtandem.serving.tenants import tenant_key
 from fedtandem.serving.thresholds import Thresholds
 from fedtandem.serving.upstream import PEERS
@@ -83,6 +84,12 @@ class EdgeState:
                 self.caches.popitem(last=False)
         return found
 
+    def reconfigure(self, config: EdgeConfig) -> None:
+        """Another price and validity, for the next policies; what was learnt stays."""
+        self.config = config
+        for one in self.thresholds.values():
+            one.set(config.price, config.policy_valid_s)
+
     def of(self, tenant: str) -> Thresholds:
         """A tenant's thresholds."""
         if tenant not in self.thresholds:
@@ -91,7 +98,7 @@ class EdgeState:
         return self.thresholds[tenant]
 
 
-def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metrics: EdgeMetrics) -> FastAPI:
+def edge_app(state: EdgeState, *, admission: Admission, metrics: EdgeMetrics) -> FastAPI:
     """The app of an edge."""
 
     async def is_ready() -> Mapping[str, object]:
@@ -110,7 +117,7 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
                 metrics.tau.labels(f"{tenant}/{state.config.name}").set(one.tau)
 
     app = new_app(
-        "edge", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+        "edge", scopes=SCOPES, admission=admission, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
 
     @app.get("/v1/model")
@@ -201,7 +208,9 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
         state.breaker.failed()
     else:
         state.breaker.succeeded()
-    passed = {name: reply.headers[name] for name in ("content-type", "retry-after") if name in reply.headers}
+    passed = {
+        name: reply.headers[name] for name in ("content-type", "retry-after", QUEUE) if name in reply.headers
+    }
     return Response(reply.content, reply.status_code, passed)
 
 

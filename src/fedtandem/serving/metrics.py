@@ -83,5 +83,9 @@ class DeviceMetrics(Metrics):
         )
         self.cost = self._counter("cloud_cost_total", "Forward passes of the LLM that answers took.")
         self.tau = self._gauge("tau", "Threshold in force.", "scope")
+        self.price = self._gauge("lambda_effective", "Price of a call in force, backpressure included.")
+        self.decisions_lost = self._counter(
+            "decisions_lost_total", "Answers that could not be written to the decision log."
+        )
         self.breaker = self._gauge("breaker_state", "Of the upstream: 0 closed, 1 half open, 2 open.")
         self.lookups = self._counter("peer_lookup_total", "Peers asked, by outcome.", "outcome")

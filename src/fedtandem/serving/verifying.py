@@ -86,6 +86,11 @@ class VerifyService:
         """Whether entries for peers are signed."""
         return self._attest_key is not None
 
+    @property
+    def queue(self) -> float:
+        """Forward passes that wait: jobs over those that share one."""
+        return self.batcher.waiting / self.batcher.max_batch
+
     async def verify(self, tenant: str, body: bytes) -> bytes:
         """Answer one request.
 
