@@ -59,7 +59,7 @@ def test_counts_outlive_the_process_and_a_damaged_file_is_named(tmp_path: Path) 
     assert Quotas(file, now_s=lambda: NOON + 86400).take("a", "day", 4, 100) is None
     for damage in ("{", "[]", '{"version":1,"period":"x","used":{"a":[1]}}', '{"version":2}'):
         file.write_text(damage)
-        with pytest.raises(ConfigError, match="device-1.json cannot be read"):
+        with pytest.raises(ConfigError, match=r"device-1\.json cannot be read"):
             Quotas(file)
 
 
@@ -79,7 +79,9 @@ def test_quotas_without_a_place_to_count_them_are_refused(tmp_path: Path, lab) -
 @pytest.fixture
 def config(tmp_path: Path, lab):
     keys = tmp_path / "keys.toml"
-    lab.write_keys(keys, ("few", "one", ["infer"]), ("much", "one", ["infer", "metrics"]), ("long", "one", ["infer"]))
+    lab.write_keys(
+        keys, ("few", "one", ["infer"]), ("much", "one", ["infer", "metrics"]), ("long", "one", ["infer"])
+    )
     text = keys.read_text().replace('name = "few"', 'name = "few"\nquota_requests = 2')
     keys.write_text(text.replace('name = "long"', 'name = "long"\nquota_tokens = 20'))
     return lab.config(

@@ -60,7 +60,9 @@ def test_every_key_of_a_section_is_live_or_needs_a_restart() -> None:
 def test_what_can_change_does_and_the_rest_is_named(tmp_path: Path, lab, lines: io.StringIO) -> None:
     keys, file = tmp_path / "keys.toml", tmp_path / "device.toml"
 
-    def write(device: str = "", *, names: tuple[str, ...] = ("good",), limits: str = "", more: str = "") -> None:
+    def write(
+        device: str = "", *, names: tuple[str, ...] = ("good",), limits: str = "", more: str = ""
+    ) -> None:
         lab.write_keys(keys, *((name, "one", ["infer", "metrics"]) for name in names))
         file.write_text(
             f'[device]\nport = 0\nupstream = "http://127.0.0.1:9"\nmode = "local"\n{device}\n'

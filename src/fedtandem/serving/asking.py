@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedtandem.exchange.verification import EMPTY, MAX_MORE, VerifyReply, VerifyRequest, decoding_of, hash_of
 from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uplink import pack_block
+from fedtandem.inference.uplink import Draft, pack_block
 from fedtandem.inference.verify import Verdict, settle
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.upstream import Outage, RemoteModel, Upstream
@@ -111,12 +111,9 @@ class Asking:
     def audit_the_rest(self, row: Row) -> None:
         """An answer that ends without a further verification keeps its last tokens unaudited."""
 
-    def peer_question(
-        self,
-    ) -> tuple[list[int], dict[str, str], npt.NDArray[np.float16]] | None:
-        """Text, namespace and embedding of the place that is next, for a look-up; None where peers are off or nothing
-        was verified yet."""
-        if self._embed is None or not self._terms.scope or not self._told:
+    def peer_question(self, ids: list[int]) -> tuple[dict[str, str], npt.NDArray[np.float16]] | None:
+        """Namespace and embedding of the place after these ids, for a look-up; None where peers are off."""
+        if self._embed is None or not self._terms.scope:
             return None
         settings = self._settings
         asked = {
@@ -124,8 +121,30 @@ class Asking:
             "model": self._model.fingerprint,
             "tokenizer": self._model.tokenizer.card.hash,
             "decoding": decoding_of(settings.uplink, settings.temperature),
+            "use": settings.peer,
         }
-        return self._told, asked, self._embed(self._told)
+        return asked, self._embed(ids)
+
+    def audit_request(self, ids: list[int], place: int, tokens: list[int]) -> bytes | None:
+        """What puts a peer's answer to the LLM, on its own: nothing of this answer is changed or taken for known.
+
+        Args:
+            ids: the whole text before it.
+            place: how many of them are the answer's.
+            tokens: the peer's.
+
+        Returns:
+            The frame; None where the request lets the LLM see a part of its tokens only.
+        """
+        if self._terms.max_cloud_fraction < 1:
+            return None
+        settings, model = self._settings, self._model
+        return VerifyRequest(
+            session=uuid.uuid4().hex, model=model.fingerprint, tokenizer=model.tokenizer.card.hash, base=0, known="",
+            place=place, room=len(tokens) + 1, uplink=settings.uplink, temperature=float(settings.temperature), seed=0,
+            top_k=settings.top_k, top=-1, more=0, audits=0, scope=self._terms.scope, new_ids=np.array(ids, np.int32),
+            block=pack_block([Draft(token) for token in tokens], self.vocab_size), embedding=EMPTY,
+        ).to_bytes()  # fmt: skip
 
     def verify(self, rows: Sequence[Row]) -> None:
         """Have the block judged, or go on without, as the terms say.
@@ -223,7 +242,11 @@ class Asking:
     def _hear(self, row: Row, reply: VerifyReply) -> None:
         """The audits that came along."""
         if len(reply.disagreed):
-            for (_, _, u), other in zip(row.unaudited, reply.disagreed.tolist(), strict=False):
+            for (_, law, u), other in zip(row.unaudited, reply.disagreed.tolist(), strict=False):
+                if law is None:  # a peer's
+                    row.record.peer_audited += 1
+                    row.record.peer_wrong += other
+                    continue
                 row.record.audited += 1
                 row.record.audited_error += other
                 if row.on_audit is not None:

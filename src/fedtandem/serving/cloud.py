@@ -14,6 +14,7 @@ from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.admission import Admission
 from fedtandem.serving.metrics import CloudMetrics
+from fedtandem.serving.openai_wire import RelayRequest
 from fedtandem.serving.shell import FRAME, QUEUE, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
@@ -22,7 +23,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-SCOPES = {"/v1/verify": "verify", "/v1/model": "verify", "/v1/tokenizer": "verify"}
+SCOPES = dict.fromkeys(("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/relay"), "verify")
 
 
 class Judging(Protocol):
@@ -46,6 +47,15 @@ class Judging(Protocol):
     @property
     def attests(self) -> bool:
         """Whether entries for peers are signed."""
+        ...
+
+    @property
+    def relays(self) -> bool:
+        """Whether requests with tools can be answered."""
+        ...
+
+    async def relay(self, asked: RelayRequest) -> Mapping[str, Any]:
+        """Have one answered by the LLM's own server: a chat completion."""
         ...
 
     @property
@@ -99,6 +109,14 @@ def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) 
         tell(request, accepted=said.accepted, own=own, passes=said.passes)
         return Response(reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
 
+    @app.post("/v1/relay")
+    async def relay(asked: RelayRequest, request: Request) -> dict[str, Any]:
+        reply = dict(await service.relay(asked))
+        used = reply.get("usage")
+        n = used.get("completion_tokens") if isinstance(used, dict) else 0
+        request.state.charge(n if isinstance(n, int) else 0)
+        return reply
+
     return app
 
 
@@ -108,6 +126,7 @@ def describe(service: Judging) -> dict[str, Any]:
     return {
         "version": __version__, "schema": SCHEMA, "model": service.fingerprint, "tokenizer": tokenizer.card.hash,
         "vocab_size": tokenizer.vocab_size, "limit": service.limit, "attests": service.attests,
+        "relays": service.relays,
     }  # fmt: skip
 
 

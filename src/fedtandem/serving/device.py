@@ -131,6 +131,8 @@ class Device:
                 cancelled.set()
         self._threads.shutdown(wait=True)
         self.batcher.close()
+        if self.peering is not None:
+            self.peering.close()
         if self.upstream is not None:
             self.upstream.close()
         if self.decisions is not None:
@@ -160,14 +162,16 @@ class Device:
         large, peers = None, None
         if remote is not None and self.upstream is not None:
             peering = self.peering if peer != "off" else None
-            terms = self._terms(order, on_outage, ends_s, peering if remote.attests else None)
+            scope = peering.scope(prompt, peer) if peering is not None and remote.attests else ""
+            terms = self._terms(order, on_outage, ends_s, scope)
             asking = Asking(
                 self.upstream, remote, settings, terms, cancelled=order.cancelled,
                 embed=None if peering is None else peering.embed(remote.tokenizer), on_feedback=self.ledger.sent,
             )  # fmt: skip
             large = LargeParty(remote.fingerprint, Speller(remote.tokenizer, prompt), asking)
             if peering is not None:
-                peers = EdgePeers(peering, self.upstream, asking)
+                prompt_ids = large.tokenizer.encode_prompt("").tolist()
+                peers = EdgePeers(peering, self.upstream, asking, prompt_ids)
         trail, policy = Trail(), gate.policy
         writer = Writer(
             small=None if effective == "cloud" else small, large=large, settings=settings,
@@ -212,13 +216,13 @@ class Device:
                 502, "the upstream cannot be used by this device; its log says why.", "bad_upstream"
             ) from fault
 
-    def _terms(self, order: Order, on_outage: str, ends_s: float, peering: Peering | None) -> Terms:
+    def _terms(self, order: Order, on_outage: str, ends_s: float, scope: str) -> Terms:
         fraction = order.request.max_cloud_fraction
         return Terms(
             on_outage=on_outage, deadline_s=self.config.deadline_ms / 1000,
             prompt_deadline_s=self.config.prompt_deadline_ms / 1000, ends_s=ends_s, top=order.top,
             request_id=order.request_id, max_cloud_fraction=1.0 if fraction is None else fraction,
-            scope="" if peering is None else peering.scope(order.prompt),
+            scope=scope,
         )  # fmt: skip
 
     def _check_room(self, party: SmallParty | LargeParty | None) -> None:

@@ -18,6 +18,7 @@ from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from fedtandem.serving.replying import Exchange
 from fedtandem.serving.shell import new_app
+from fedtandem.serving.tools import tool_field, with_tools
 from fedtandem.serving.upstream import Outage, Rejected
 from fedtandem.serving.words import ChatWords, CompletionWords
 
@@ -66,6 +67,8 @@ def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) 
         top = (asked.top_logprobs or 0) if asked.logprobs else -1
         if asked.top_logprobs is not None and not asked.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs: true.", "invalid_request", "top_logprobs")
+        if tool_field(asked):
+            return await with_tools(device, metrics, request, asked)
         return await Exchange(device, metrics, request, asked, ChatWords(asked)).answer(prompt, top)
 
     @app.post("/v1/completions", response_model=None)

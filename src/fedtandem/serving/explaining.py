@@ -92,7 +92,8 @@ def find(folder: Path, request_id: str) -> dict[str, Any]:
     damaged = f"; {n_damaged} damaged lines were passed over" if n_damaged else ""
     raise DataError(
         f"the decision log in {folder} has no answer {request_id}: {held}{damaged}. An older one was rotated away "
-        "(decisions.max_mb keeps more); one that was refused at the door (key, rate, body) is in the device's log alone."
+        "(decisions.max_mb keeps more); one that was refused at the door (key, rate, body) is in the device's log "
+        "alone."
     )
 
 
@@ -154,7 +155,7 @@ def _told_plan(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"threshold τ = {entry['tau']:.3f} on the uncertainty {entry['measure']!r}, {source}{policy}"
     price, now = entry["price"], entry["price_in_force"]
     if now > price + 1e-9:
-        yield f"a call costs λ = {now:.3f} instead of {price:.3f}: the cloud is busy, so τ was raised"
+        yield f"a call costs λ = {now:.3f} instead of {price:.3f} (busy cloud, or spent budget), so τ was raised"
     else:
         yield f"a call costs λ = {price:.3f}, as the policy has it"
     if entry["eps"] is not None and entry["mode"] == "bounded":
@@ -164,8 +165,9 @@ def _told_plan(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _told_end(entry: Mapping[str, Any]) -> Iterator[str]:
+    n, n_prompt = entry["completion_tokens"], entry["prompt_tokens"]
     yield (
-        f"{entry['completion_tokens']} tokens for a prompt of {entry['prompt_tokens']} in {entry['ms']:.0f} ms, the first "
+        f"{n} tokens for a prompt of {n_prompt} in {entry['ms']:.0f} ms, the first "
         f"after {entry['first_ms']:.0f} ms; ended with {entry['finish']}"
     )
     route = ", ".join(f"{tier} {n}" for tier, n in entry["route"].items() if n)

@@ -54,6 +54,10 @@ class EdgeMetrics(Metrics):
         super().__init__()
         self.lookups = self._counter("peer_lookup_total", "Look-ups for peers.", "outcome")
         self.inserted = self._counter("peer_insert_total", "Answers offered to peers, by outcome.", "outcome")
+        self.audits = self._counter("peer_audits_total", "Peers' answers the LLM looked at.", "outcome")
+        self.precision = self._gauge(
+            "peer_precision_lower_bound", "95 % Wilson bound of peers' audited precision.", "tenant"
+        )
         self.rounds = self._gauge("fl_round", "Thresholds published, ever.")
         self.refused = self._counter("fl_clients_rejected_total", "Reports refused.", "reason")
         self.tau = self._gauge("tau", "Published threshold.", "scope")

@@ -65,12 +65,14 @@ class RemoteModel:
         tokenizer: its own, whole.
         limit: tokens its context holds.
         attests: whether it signs entries for peers.
+        relays: whether a server of its own answers requests with tools.
     """
 
     fingerprint: str
     tokenizer: TextTokenizer
     limit: int | None
     attests: bool
+    relays: bool = False
 
 
 class Line:
@@ -210,11 +212,13 @@ class Upstream:
         headers: Mapping[str, str],
         *,
         edge_only: bool = False,
+        is_hedged: bool = True,
     ) -> httpx.Response:
         """Send, with one hedged second try, over the other address where there is one; any reply below 500 counts.
 
         Args:
             edge_only: what the cloud itself does not know (peers, thresholds).
+            is_hedged: whether a slow first try gets company; a failed one always does.
 
         Raises:
             Outage: none came.
@@ -223,7 +227,7 @@ class Upstream:
         end = time.monotonic() + deadline_s
         try:
             running = {self._tries.submit(lines[0].send, "POST", path, body, deadline_s, headers)}
-            done, running = _first(running, deadline_s / 2)
+            done, running = _first(running, deadline_s / 2 if is_hedged else deadline_s)
             reply = _good(done)
             left = end - time.monotonic()
             if reply is None and left > 0:
@@ -277,8 +281,9 @@ class Upstream:
             )
         limit = said.get("limit")
         return RemoteModel(
-            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests"))
-        )
+            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests")),
+            bool(said.get("relays")),
+        )  # fmt: skip
 
     def _fetch_tokenizer(self) -> TextTokenizer:
         files = self._json("/v1/tokenizer")["files"]
