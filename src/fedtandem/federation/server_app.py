@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedtandem.config import RunConfig, load_resolved
 from fedtandem.errors import ConfigError, FedtandemError
 from fedtandem.federation.client_app import VirtualSites, make_client_app
-from fedtandem.federation.flower import FlowerCarrier, Keys, Names, SelfNamed
+from fedtandem.federation.flower import FlowerCarrier
+from fedtandem.federation.flower_names import Keys, Names, SelfNamed
 from fedtandem.federation.plan import plan_of
 from fedtandem.federation.remote import Count, Emit, Remote
 from fedtandem.federation.runs import run_methods
