@@ -55,6 +55,7 @@ class FlowerCarrier:
         self._grid, self._names, self._members = grid, names, tuple(sorted(members))
         self._order, self._count, self._emit = order, count, emit
         self._overdue: dict[str, tuple[str, int]] = {}
+        self._here: list[str] | None = None
 
     def parties(self) -> Sequence[Party]:
         """The run's clients that are connected now, sorted by name."""
@@ -62,7 +63,11 @@ class FlowerCarrier:
 
     def _online(self) -> dict[str, int]:
         here = self._names.online(self._grid)
-        return {name: here[name] for name in self._members if name in here}
+        found = {name: here[name] for name in self._members if name in here}
+        if list(found) != self._here:
+            self._here = list(found)
+            self._emit("connected", parties=self._here)
+        return found
 
     def gather(self, quorum: int, deadline_s: float) -> None:
         """Wait until all clients are connected, or the deadline.
