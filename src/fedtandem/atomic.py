@@ -13,7 +13,7 @@ from fedtandem.errors import DiskFull
 
 @contextmanager
 def disk_full_named(target: Path) -> Iterator[None]:
-    """Turn the system's "no space left" (at all, for this user, in this file) into a `DiskFull` that names the remedy."""
+    """Turn the system's "no space left" (at all, for this user, in this file) into a `DiskFull` with the remedy."""
     try:
         yield
     except OSError as error:

@@ -4,9 +4,12 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedtandem.algorithms.learner import Progress
 from fedtandem.atomic import write_text
+
+if TYPE_CHECKING:
+    from fedtandem.algorithms.learner import Progress
 
 FILE = "now.json"
 EVERY_S = 2.0
@@ -20,7 +23,7 @@ class Now:
         told: who else is told.
     """
 
-    def __init__(self, folder: Path, told: Progress) -> None:
+    def __init__(self, folder: Path, told: "Progress") -> None:
         self._path, self._told = folder / FILE, told
         self._written = time.monotonic()
 
