@@ -88,9 +88,10 @@ def _head(live: Live) -> Text:
         said.append(
             f"  {method_name(live.method)}{which}, {live.rounds_done} of {plural(live.num_rounds, 'round')}"
         )
-        said.append(f"  carrier {live.carrier}  {seconds(live.seconds)} so far")
-        if live.eta_s is not None:
-            said.append(f", about {seconds(live.eta_s)} to go")
+        said.append(f"  carrier {live.carrier}  {seconds(live.seconds)}")
+        if live.state == "running":
+            left = "" if live.eta_s is None else f", about {seconds(live.eta_s)} to go"
+            said.append(f" so far{left}")
     if live.doing:
         said.append(f"\n{live.doing}", style="cyan")
     if live.says:
