@@ -18,7 +18,7 @@ from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.config.report import ReportConfig
 from fedtandem.config.section import Section
 from fedtandem.config.seeds import with_seeds
-from fedtandem.config.selection import SelectionConfig
+from fedtandem.config.selection import SelectionConfig, with_selector
 
 MethodName = Literal[
     "zero_shot",
@@ -83,8 +83,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_seeds(cls, value: Any) -> Any:
-        return with_seeds(value) if isinstance(value, dict) else value
+    def _fill_in(cls, value: Any) -> Any:
+        return with_selector(with_seeds(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
