@@ -92,6 +92,7 @@ def affordable_steps(
     return low
 
 
+@lru_cache(maxsize=64)  # a second of search, and the same in every round
 def noise_for(
     epsilon: float, delta: float, sample_rate: float, steps: int, accounting: Accounting = "rdp"
 ) -> float:
