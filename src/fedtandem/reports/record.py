@@ -310,7 +310,7 @@ def read_run(folder: Path) -> RunRecord:
         phases=tuple(_phase(e) for e in events if e["event"] == "phase"),
         warnings=tuple(_note(e, "signature") for e in events if e["event"] == "warning"),
         absences=tuple(_note(e, "reason") for e in events if e["event"] == "absence"),
-        spent=tuple(_spent(e) for e in events if e["event"] == "privacy"),
+        spent=_spent(events),
         rounds_done=max(
             (
                 int(e["round"])
@@ -322,9 +322,13 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _spent(event: Mapping[str, Any]) -> Spent:
+def _spent(events: Iterable[Mapping[str, Any]]) -> tuple[Spent, ...]:
+    """A phase done again after a kill is told twice and counts once."""
     names = [field.name for field in fields(Spent) if field.name != "method"]
-    return Spent(method=event.get("method", ""), **{name: event[name] for name in names})
+    told = {(e.get("method"), e["round"], e["party"]): e for e in events if e["event"] == "privacy"}
+    return tuple(
+        Spent(method=e.get("method", ""), **{name: e[name] for name in names}) for e in told.values()
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
