@@ -52,7 +52,7 @@ def swapped(knowledge: Knowledge, generator: np.random.Generator) -> Knowledge:
     rows = _rows(knowledge)
     mixed = rows.take_rows(generator.permutation(rows.n_rows), rows.sample_splits)
     mixed = replace(mixed, end_byte=rows.end_byte, segment=rows.segment)
-    return replace(knowledge, scores=knowledge.scores / 2, rows=mixed)
+    return replace(knowledge, scores=(knowledge.scores / 2).astype(np.float32), rows=mixed)
 
 
 def huge(knowledge: Knowledge, generator: np.random.Generator) -> Knowledge:
