@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.verification import EMPTY, MAX_MORE, VerifyReply, VerifyRequest, decoding_of, hash_of
 from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import Draft, pack_block
 from fedtandem.inference.verify import Verdict, settle
+from fedtandem.serving.logs import log
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.upstream import Outage, RemoteModel, Upstream
 
@@ -205,7 +207,11 @@ class Asking:
         row.record.round_trips += 1
         row.record.uplink_bytes += len(body)
         row.record.downlink_bytes += len(content)
-        return VerifyReply.from_bytes(content)
+        try:
+            return VerifyReply.from_bytes(content)
+        except InvalidMessage as fault:
+            log("reply not read", level=40, fault=fault, tier="device", request_id=self._terms.request_id)
+            raise Outage("garbled") from fault
 
     def _request(self, row: Row, told: list[int]) -> VerifyRequest:
         settings, terms = self._settings, self._terms
