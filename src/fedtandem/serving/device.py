@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,8 +280,16 @@ class Device:
 
     # -- places ------------------------------------------------------------------------------------------------
 
-    async def run(self, work: Callable[[], Any], cancelled: threading.Event | None = None) -> Any:
-        """Do it in a thread for answers; waits for a place.
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Do it in a thread for answers; waits for a place, and for the result.
+
+        Raises:
+            Refusal: too many wait (429).
+        """
+        return await asyncio.wrap_future(self.start(work, threading.Event()))
+
+    def start(self, work: Callable[[], Any], cancelled: threading.Event) -> "Future[Any]":
+        """Have it done in a thread for answers, once there is a place.
 
         Args:
             work: what blocks.
@@ -290,19 +298,18 @@ class Device:
         Raises:
             Refusal: too many wait (429).
         """
-        told = cancelled or threading.Event()
         with self._lock:
             if self.running >= self.config.max_streams + self.config.max_waiting:
                 raise too_busy(2.0)
             self.running += 1
-            self._open.add(told)
+            self._open.add(cancelled)
         try:
             future = self._threads.submit(work)
         except BaseException:
-            self._leave(told)
+            self._leave(cancelled)
             raise
-        future.add_done_callback(lambda _: self._leave(told))
-        return await asyncio.wrap_future(future)
+        future.add_done_callback(lambda _: self._leave(cancelled))
+        return future
 
     def _leave(self, told: threading.Event) -> None:
         with self._lock:

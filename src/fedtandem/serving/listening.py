@@ -41,7 +41,7 @@ class Listening:
         settings = uvicorn.Config(
             tier.app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
-            server_header=False, date_header=False, ssl_certfile=security.certificate,
+            server_header=False, date_header=False, proxy_headers=False, ssl_certfile=security.certificate,
             ssl_keyfile=security.private_key, ssl_ca_certs=security.client_ca,
             ssl_cert_reqs=ssl.CERT_REQUIRED if security.client_ca else ssl.CERT_NONE,
         )  # fmt: skip
