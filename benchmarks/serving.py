@@ -59,24 +59,15 @@ from fedtandem.inference.uplink import Draft, pack_block
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.models.session_reader import SessionReader
-from fedtandem.serving.batching import Batcher
-from fedtandem.serving.cloud import cloud_app
-from fedtandem.serving.device import Device
-from fedtandem.serving.device_app import device_app
-from fedtandem.serving.keys import read_keyring
-from fedtandem.serving.ledger import Ledger
-from fedtandem.serving.listening import serve
-from fedtandem.serving.metrics import CloudMetrics, DeviceMetrics
-from fedtandem.serving.policies import Policies
-from fedtandem.serving.sessions import Sessions
-from fedtandem.serving.tiers import Tier, build_cloud
-from fedtandem.serving.upstream import Upstream
-from fedtandem.serving.verifying import VerifyService
+from fedtandem.serving import tiers
+from fedtandem.serving.listening import Listening, until
+from fedtandem.serving.logs import start_logging
+from fedtandem.serving.tiers import Tier, build_cloud, build_device
 
 STREAMS, TOKENS = 50, 64
 PAUSE_S = {1: 0.5, TOKENS: 2.5}
 """Mean pause between two requests of a connection, by tokens of an answer: 100 and 20 requests a second at most."""
-SOAK_PAUSE_S = 2.0
+SOAK_PAUSE_S = 10.0
 PROMPT = "Q 3 + 5 * 2 A"
 MODES = ("local", "fedhlm", "exact")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -194,10 +185,24 @@ class Direct:
 
 
 def serve_here(what: str, upstream: str | None) -> None:
-    """Serve one tier in this process until SIGTERM."""
-    tier = {"plain": plain, "cloud": null_cloud, "device": lambda: null_device(str(upstream)),
-            "embedded": lambda: build_cloud(CONFIG)}[what]()  # fmt: skip
-    serve(CONFIG, [lambda _: tier], lambda line: print(line, flush=True))
+    """Serve one tier in this process until it is ended; device and cloud are the product's own, but for the model."""
+    if what != "embedded":
+        tiers._load = lambda model: with_null_reader(embedded())
+    config = CONFIG.model_copy(update={"device": CONFIG.device.model_copy(update={"upstream": upstream})})
+    tier = plain() if what == "plain" else build_device(config) if what == "device" else build_cloud(config)
+    one = Listening(tier, config)
+    start_logging()
+    print(one.url, flush=True)
+
+    async def forever() -> None:
+        await until(asyncio.Event(), [one])
+
+    asyncio.run(forever())
+
+
+def with_null_reader(lm: LanguageModel) -> LanguageModel:
+    lm.session_reader = lambda cache_bytes: null_reader(lm)  # type: ignore[method-assign]
+    return lm
 
 
 async def nothing() -> None: ...
@@ -238,24 +243,6 @@ def answer_alone(lm: LanguageModel, reader: SessionReader, prompt: str, n: int) 
         yield (lm.tokenizer.card.token_bytes[ids[-1]] or b"").decode("utf-8", "replace")
 
 
-def null_cloud() -> Tier:
-    lm, own = embedded(), CONFIG.cloud
-    batcher = Batcher(null_reader(lm), max_batch=own.max_batch, max_waiting=own.max_waiting, name="llm")
-    service = VerifyService(lm, batcher, Sessions(own.max_sessions))
-    app = cloud_app(service, keyring=read_keyring(None), limits=CONFIG.limits, metrics=CloudMetrics())
-    return Tier("cloud", own.host, 0, app, "null", service.close)
-
-
-def null_device(upstream: str) -> Tier:
-    lm, own = embedded(), CONFIG.device
-    batcher = Batcher(null_reader(lm), max_batch=own.max_streams, max_waiting=4 * 128, name="slm")
-    line = Upstream(upstream, "", connections=own.max_streams, own_tokenizer=lm.tokenizer)
-    metrics = DeviceMetrics()
-    device = Device(own, lm, batcher, line, Policies(None), Ledger(metrics))
-    app = device_app(device, keyring=read_keyring(None), limits=CONFIG.limits, metrics=metrics)
-    return Tier("device", own.host, 0, app, "null", nothing)
-
-
 @dataclass
 class Server:
     """A process that serves."""
@@ -281,7 +268,7 @@ def server(what: str, upstream: str = "") -> Iterator[Server]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
-            yield Server(process.stdout.readline().split()[1], process.pid)
+            yield Server(process.stdout.readline().strip(), process.pid)
         finally:
             process.terminate()
 
@@ -362,9 +349,13 @@ def device_figures(seconds: float) -> dict[str, Any]:
         print(f"{name:<8}{arm['p50_ms']:>9.2f}{arm['p95_ms']:>9.2f}{arm['cpu_ms']:>9.2f}{'':>11}"
               f"{arm['token_ms']:>9.3f}{arm['token_cpu_ms']:>9.3f}{'':>9}{full}")  # fmt: skip
     for mode in MODES:
-        p50, p95, token = (arms[mode][k] - arms["direct"][k] for k in ("p50_ms", "p95_ms", "token_ms"))
-        print(f"overhead of {mode} over direct: p50 {p50:.2f} ms {met(p50 <= 2)}, p95 {p95:.2f} ms {met(p95 <= 8)}, a token "
-              f"{token:.3f} ms {met(token <= 0.3)}; CPU over the pass-through's {arms[mode]['cpu_ms'] / arms['plain']['cpu_ms']:.2f}x")  # fmt: skip
+        arm, direct = arms[mode], arms["direct"]
+        p50, p95, token = (arm[key] - direct[key] for key in ("p50_ms", "p95_ms", "token_ms"))
+        print(
+            f"{mode} over direct: p50 {p50:.2f} ms {met(p50 <= 2)}, p95 {p95:.2f} ms {met(p95 <= 8)}, a token "
+            f"{token:.3f} ms {met(token <= 0.3)}; CPU of a request {arm['cpu_ms'] / arms['plain']['cpu_ms']:.2f}x the "
+            f"pass-through's, {arm['rate']:.0f} and {arm['long_rate']:.0f} requests/s"
+        )
     return arms
 
 
@@ -450,8 +441,10 @@ def cloud_figures(seconds: float) -> dict[str, Any]:
             }
         figures[what] = got
         bar = f" {met(got['rate'] >= 500)}" if what == "cloud" else ""
-        print(f"verifies/s, {'null model' if what == 'cloud' else 'embedded model'}: {got['rate']:.0f}{bar}; CPU "
-              f"{got['cpu_ms']:.2f} ms each; errors {got['errors']:.0f}; p50 {got['p50_ms']:.0f} ms of the queue")  # fmt: skip
+        print(
+            f"verifies/s, {'null' if what == 'cloud' else what} model: {got['rate']:.0f}{bar}; CPU "
+            f"{got['cpu_ms']:.2f} ms each; errors {got['errors']:.0f}; p50 {got['p50_ms']:.0f} ms of the queue"
+        )
     return figures
 
 
@@ -471,8 +464,10 @@ def soak(seconds: float) -> dict[str, Any]:
             held["cloud"].append(cloud.rss_mib)
             wait([running], timeout=5)
         got: dict[str, Any] = running.result() | {"rss_mib": held, "cpu_s": [device.cpu_s, cloud.cpu_s]}
-    print(f"soak: {got['requests']:.0f} answers in {got['s']:.0f} s ({got['requests'] / got['s']:.0f}/s), errors "
-          f"{got['errors']:.0f} {met(not got['errors'])}, p50 {got['p50_ms']:.1f} ms, p95 {got['p95_ms']:.1f} ms")  # fmt: skip
+    print(
+        f"soak: {got['requests']:.0f} answers in {got['s']:.0f} s ({got['requests'] / got['s']:.0f}/s), errors "
+        f"{got['errors']:.0f} {met(not got['errors'])}, p50 {got['p50_ms']:.1f} ms, p95 {got['p95_ms']:.1f} ms"
+    )
     for name, seen in held.items():
         fifth = max(1, len(seen) // 5)
         early, late = statistics.mean(seen[fifth : 2 * fifth]), statistics.mean(seen[-fifth:])

@@ -52,6 +52,7 @@ class Order:
         emit: takes every piece of the answer.
         cancelled: set where nobody waits any more.
         request_id: for logs.
+        began_s: monotonic time at which it came in.
     """
 
     request: Asked
@@ -60,6 +61,7 @@ class Order:
     emit: Callable[[Piece], None]
     cancelled: threading.Event
     request_id: str
+    began_s: float
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class Device:
         effective = "local" if remote is None else mode
         policy, name, tau, reason = self._threshold(mode, remote)
         settings = self._settings(request, effective, tau)
-        ends_s = time.monotonic() + self.config.request_timeout_s
+        ends_s = order.began_s + self.config.request_timeout_s
+        if time.monotonic() > ends_s:  # it waited for a place, or for who serves the LLM
+            raise Outage("timeout")
         rows = SharedRows(self.batcher, uuid.uuid4().hex, order.top >= 0)
         small = SmallParty(self.lm.name, Speller(self.lm.tokenizer, prompt), rows)
         large, peers = None, None

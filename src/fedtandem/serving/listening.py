@@ -147,5 +147,8 @@ async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
 async def _again(tier: Tier) -> None:
     assert tier.work is not None
     while True:
-        await asyncio.to_thread(tier.work)
+        try:
+            await asyncio.to_thread(tier.work)
+        except Exception as fault:  # one bad turn, e.g. a reply that is nonsense: the next one may do
+            log("work failed", level=40, fault=fault, tier=tier.name)
         await asyncio.sleep(tier.every_s)

@@ -78,7 +78,7 @@ class Peering:
             said = reply.json() if reply.status_code == 200 else {}
             tokens = [int(token) for token in said.get("tokens", [])][:64]
             self.outcomes(str(said.get("outcome", "failed")))
-        except (Outage, ValueError, TypeError):
+        except (Outage, ValueError, TypeError, AttributeError, RecursionError):  # whatever an edge may say
             self.outcomes("failed")
             return []
         return [token for token in tokens if 0 <= token < asking.vocab_size]

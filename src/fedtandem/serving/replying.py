@@ -52,7 +52,7 @@ class Exchange:
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
         self._cancelled = threading.Event()
-        self._created = int(time.time())
+        self._created, self._began_s = int(time.time()), time.monotonic()
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     async def answer(self, prompt: Prompt, top: int) -> Response:
@@ -79,7 +79,9 @@ class Exchange:
         """In a thread: every piece as it becomes final, then the answer, or what went wrong."""
         try:
             request_id = self._request.state.request_id
-            order = Order(self._asked, prompt, top, self._events.put, self._cancelled, request_id)
+            order = Order(
+                self._asked, prompt, top, self._events.put, self._cancelled, request_id, self._began_s
+            )  # fmt: skip
             plan = self._device.plan(order)
             self._plan, self._mode = plan, plan.mode
             self._events.put(plan.write())
