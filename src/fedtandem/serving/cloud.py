@@ -11,10 +11,10 @@ from fastapi import FastAPI, Request, Response
 from fedtandem import __version__
 from fedtandem.config.serve import LimitsConfig
 from fedtandem.exchange.carrier import SCHEMA
-from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.keys import Keyring
 from fedtandem.serving.metrics import CloudMetrics
+from fedtandem.serving.sessions import Judged
 from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
@@ -49,7 +49,7 @@ class Judging(Protocol):
         """Whether entries for peers are signed."""
         ...
 
-    async def verify(self, tenant: str, body: bytes) -> bytes:
+    async def verify(self, tenant: str, body: bytes) -> Judged:
         """Answer one request."""
         ...
 
@@ -84,15 +84,13 @@ def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metri
 
     @app.post("/v1/verify", response_class=Response)
     async def verify(request: Request) -> Response:
-        reply = await service.verify(tenant_of(request), await request.body())
-        said = VerifyReply.from_bytes(reply)
-        own = len(said.tokens) - said.accepted
+        said = await service.verify(tenant_of(request), await request.body())
         metrics.tokens.labels("slm").inc(said.accepted)
-        metrics.tokens.labels("llm").inc(own)
+        metrics.tokens.labels("llm").inc(said.own)
         metrics.drafts.labels("accepted").inc(said.accepted)
         metrics.cost.inc(said.passes)
-        tell(request, accepted=said.accepted, own=own, passes=said.passes)
-        return Response(reply, media_type=FRAME)
+        tell(request, accepted=said.accepted, own=said.own, passes=said.passes)
+        return Response(said.reply, media_type=FRAME)
 
     return app
 

@@ -101,6 +101,7 @@ def serve(
     uvicorn_log.setLevel(logging.WARNING)
     listening: list[Listening] = []
     urls: dict[str, str] = {}
+    say("loading the models; the addresses follow")
     for build in tiers:
         tier = build(urls)
         listening.append(Listening(tier, config))
