@@ -13,11 +13,11 @@ from fedtandem.errors import DiskFull
 
 @contextmanager
 def disk_full_named(target: Path) -> Iterator[None]:
-    """Turn the system's "no space left" into `DiskFull` that names the file and the remedy."""
+    """Turn the system's "no space left" (at all, for this user, in this file) into a `DiskFull` with the remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DiskFull(
             f"the disk is full: {target} could not be written. Nothing half-written was left; free space there "

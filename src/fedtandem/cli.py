@@ -14,8 +14,9 @@ from pathlib import Path
 
 from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
-from fedtandem.federation.flags import calibrate, carrier, deploy, doctor, generate, route, trace
+from fedtandem.federation.flags import calibrate, carrier, deploy, doctor, generate, route, trace, watch
 from fedtandem.federation.select import select_call, select_flags
+from fedtandem.serving import explaining
 from fedtandem.serving import flags as serving
 
 EXIT_CODES = (
@@ -431,6 +432,7 @@ COMMANDS: dict[str, Command] = {
     "paths": Command("have reasoning paths written for prompts, and checked", _paths_flags, _paths),
     "select": Command("choose which prompts a model should learn from another", select_flags, select_call),
     "joint": Command("what a run's SLMs spare its LLM, before and after co-tuning", _joint_flags, _joint),
+    "watch": Command("see a run while it runs, on the terminal or as a page", watch.add, watch.call),
     "report": Command("write the page of a run or a study", _report_flags, _report),
     "export": Command(
         "take a trained party out of a run, as PEFT folder or whole model", _export_flags, _export
@@ -444,6 +446,7 @@ COMMANDS: dict[str, Command] = {
     "deploy": Command("write what an operator needs to run a config across sites", deploy.add, deploy.call),
     "doctor": Command("check a site before it joins, and say what to mend", doctor.add, doctor.call),
     "serve": Command("serve device, edge and cloud to any OpenAI client", serving.add, serving.call),
+    "explain": Command("why each token of a served answer went where", explaining.add, explaining.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }
 """Command word -> what it does."""

@@ -1,9 +1,6 @@
 """Selectors inside FedMKT: what travels, what is learnt, and that a resumed run selects the same."""
 
-import sys
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,31 +173,29 @@ def test_an_absent_client_is_neither_asked_for_feedback_nor_missed(tiny: Tiny, t
     assert ("clinic-b", "server", 2) in done
 
 
-@dataclass(frozen=True)
-class Verdict:
-    ok: bool | None
-    reason: str
+STRICT = """
+def strict(prompt, path):
+    if "@" in prompt:
+        raise ValueError("cannot read this sign")
+    return len(path) % 4 == 0, "for the sake of the test"
+"""
 
 
 def test_refused_paths_are_not_learnt_and_a_failing_checker_is_said(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def checker(prompt: str, path: str) -> Verdict:
-        if "@" in prompt:
-            raise ValueError("cannot read this sign")
-        return Verdict(False, "for the sake of the test")
-
-    module = types.ModuleType("my_checkers")
-    module.strict = checker  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "my_checkers", module)
-    config = tiny(*UNLABELLED, *LADA, "selection.checker=my_checkers:strict", "selection.budget=12")
+    (tmp_path / "my_checkers.py").write_text(STRICT)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny(*UNLABELLED, *LADA, "public.check=my_checkers:strict", "selection.budget=12")
     run_methods(config, ["fedmkt"], tmp_path / "run")
     events = read_events(tmp_path / "run" / "events.jsonl")
     said = {e["signature"]: e["text"] for e in events if e["event"] == "warning"}
     assert "wrong teachers" in said
-    assert "'chain-" in said["checker failed"]
-    assert "cannot read this sign" in said["checker failed"]
-    assert all(e["trained"] < e["selected"] for e in items(tmp_path / "run"))
+    assert "chain-" in said["the checker failed"]
+    assert "cannot read this sign" in said["the checker failed"]
+    used = sum(e["used"] for e in events if e["event"] == "check")
+    assert 0 < used < sum(e["written"] for e in events if e["event"] == "check")
+    assert sum(e["trained"] for e in items(tmp_path / "run")) <= used
 
 
 def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: Tiny, tmp_path: Path) -> None:
@@ -217,11 +212,11 @@ def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("selection.selector=verified_gap",), "name one in selection.checker"),
+        (("selection.selector=verified_gap",), "name one in public.check"),
         (CONTRAST, "compares written paths"),
         ((*UNLABELLED, *CONTRAST, "selection.lada.reference=peer"), 'use "self" or "none"'),
         ((*UNLABELLED, "selection.selector=no_module:f"), "cannot be imported"),
-        ((*UNLABELLED, "selection.checker=no_module:f", "selection.selector=gap"), r"selection\.checker is"),
+        ((*UNLABELLED, "public.check=no_module:f", "selection.selector=gap"), "no_module"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_before_round_1(

@@ -68,6 +68,7 @@ class Client:
         keep_in_memory: false drops the in-memory state between messages, as a deployment does.
         report: told the evaluations of a round; (round, split -> evaluation).
         selecting: names the items it learns from the server; None: all.
+        noised: what its knowledge becomes before it leaves.
 
     Source: FedMKT, arXiv:2406.02224v4, appendix A, the client's steps 1-3 and 9-11; specification of the
     federation, sections 4 and 6.
@@ -86,7 +87,9 @@ class Client:
         keep_in_memory: bool = True,
         report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
         selecting: Selecting | None = None,
+        noised: Callable[[Knowledge], Knowledge] = lambda knowledge: knowledge,
     ) -> None:
+        self.noised = noised
         self.learner = learner
         self.flow = flow
         self.rounds = rounds
@@ -271,12 +274,13 @@ class Client:
                 refused=refused,
                 returned=len(self._vouched),
             )
-        return Knowledge(
+        # It compares by the noised scores too: the server repeats that choice.
+        return self.noised(Knowledge(
             party=learner.name, round=round_number, vocab_hash=self.vocabulary_hash, public_hash=self.public_hash,
             scores=scores, sample_index=np.arange(len(scores) if want else 0, dtype=np.int32),
             rows=rows if want else None,
             texts=tuple(texts) if texts is not None else None, values=learner.knowledge.values,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def _what_the_server_tells(self, request: WorkRequest) -> Knowledge | None:
         """The knowledge that came with this message, or that came with an earlier one and still holds."""

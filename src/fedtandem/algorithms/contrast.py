@@ -126,6 +126,8 @@ def make_contrast(
     written = learner.write(
         round_number, learner.unlabelled.max_new_tokens, NEGATIVE_TEMPERATURE, index=items, phase="negatives"
     )
+    scorer.verdicts(items, [_path_text(learner, lesson.texts[at]) for at, _ in wanted])
+    scorer.verdicts(items, written)
     for (at, term), item, own in zip(wanted, items, written, strict=True):
         learnt = _path_text(learner, lesson.texts[at])
         if own and own != learnt:

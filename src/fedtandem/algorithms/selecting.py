@@ -9,6 +9,7 @@ Source: specification of LaDa, sections 2, 4 and 5.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,11 +22,11 @@ from fedtandem.algorithms.learner import Learner, Lesson, phase_seed
 from fedtandem.algorithms.lessons import Choice
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.sequence_scores import n_path_tokens, sequence_log_probs
+from fedtandem.checking.verdict import Checker
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.models.encoded import Encoded
 from fedtandem.selection.items import (
     WRONG,
-    Checker,
     Direction,
     Feedback,
     Floats,
@@ -55,6 +56,7 @@ class SelectionSettings:
     candidates: int | None = None
     """Score only so many items, drawn anew each round."""
     checker: Checker | None = None
+    """Judges paths in place of the learner's own check."""
 
 
 class Selecting:
@@ -119,7 +121,8 @@ class Selecting:
         """
         n_wanted = count_of(self.settings.budget, self.pool.n_items)
         rows = {}
-        with self.learner.timed("score", round_number):
+        judging = self.scorer.judging(round_number) if "verdict" in self.selector.needs else nullcontext()
+        with self.learner.timed("score", round_number), judging:
             for client in clients:
                 ids = self._candidates(round_number, client)
                 rows[client] = self.scorer.rows(round_number, ids, self.held.get(client, {}), own)
@@ -275,7 +278,8 @@ class Selecting:
             if client in self.chosen
         }
         places = {client: mine[client] for client in terms}
-        return make_contrast(self.learner, self.scorer, round_number, lesson, choice.kept, terms, places)
+        with self.scorer.judging(round_number) if any(terms.values()) else nullcontext():
+            return make_contrast(self.learner, self.scorer, round_number, lesson, choice.kept, terms, places)
 
     def _measure(
         self, texts: Sequence[Encoded], clients: Mapping[str, str]

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedtandem.algorithms.checked_paths import accepted_only
 from fedtandem.algorithms.client import Store
+from fedtandem.algorithms.defence import Defence, capped
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
     Choice,
@@ -53,6 +54,7 @@ class Server:
         flow, rounds, selector, make_map, store, report: as for `Client`.
         selecting: names the items it learns from each client; None: all.
         offering: what each client asked to be taught; None: all.
+        defence: whom it believes; None: everybody.
 
     Attributes:
         knowledge: S_0 of the last round: scores, rows and, on an unlabelled set, paths.
@@ -73,7 +75,9 @@ class Server:
         report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
         selecting: Selecting | None = None,
         offering: Offering | None = None,
+        defence: Defence | None = None,
     ) -> None:
+        self.defence = defence
         self.learner = learner
         self.flow = flow
         self.rounds = rounds
@@ -190,9 +194,7 @@ class Server:
             learner.tune(round_number)
         if not self.flow.server_learns:
             return
-        choice, sources = self._choose(round_number, replies)
-        if self.flow.up and (learner.unlabelled is None or learner.unlabelled.send_rows):
-            sources = self._with_rows(choice, sources, fetch)
+        choice, sources = self._believed(round_number, replies, fetch)
         own_rows = None
         if learner.knowledge.on_self == "self" and learner.unlabelled is None and self.flow.up:
             own_rows = self._own_rows
@@ -207,6 +209,23 @@ class Server:
             learner.learn(round_number, lesson)
         else:
             self.selecting.learn(round_number, lesson, choice, {name: name for name in sources})
+
+    def _believed(
+        self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch"
+    ) -> tuple[Choice, dict[str, Knowledge]]:
+        """Who teaches what, with the rows; chosen again without those the defence catches."""
+        learner, defence = self.learner, self.defence
+        sends_rows = self.flow.up and (learner.unlabelled is None or learner.unlabelled.send_rows)
+        while True:
+            heard = replies if defence is None else defence.heard(replies)
+            choice, sources = self._choose(round_number, heard)
+            if sends_rows:
+                sources = self._with_rows(choice, sources, fetch)
+            if defence is None or not self.flow.up:
+                return choice, sources
+            if not defence.liars(round_number, choice, sources, self.cards):
+                draw = np.random.default_rng(phase_seed(learner.seed, learner.name, round_number, "cap"))
+                return capped(choice, defence.settings.influence_cap, draw), sources
 
     def _choose(
         self, round_number: int, replies: Mapping[str, Knowledge]
@@ -411,6 +430,8 @@ class Server:
             files["knowledge"] = self._file
         if self.selecting is not None:
             files["selection"] = pack_state(self.selecting.state())
+        if self.defence is not None:
+            files["quarantine.json"] = self.defence.to_bytes()
         if self.offering is not None:
             files["asked.json"] = json.dumps(as_hex(self.offering.asked)).encode()
         files["scores.json"] = json.dumps(
@@ -438,6 +459,8 @@ class Server:
         }
         if self.selecting is not None:
             self.selecting.load_state(unpack_state(files["selection"]))
+        if self.defence is not None:
+            self.defence.restore(files["quarantine.json"])
         if self.offering is not None:
             self.offering.asked = from_hex(json.loads(files["asked.json"]))
         if self.learner.replay_fraction > 0 and not self.learner.own:

@@ -11,7 +11,7 @@ from fedtandem.config import RunConfig
 from fedtandem.config.site import SiteConfig, load_site
 from fedtandem.errors import ConfigError, InvalidMessage
 from fedtandem.federation.consent import exactly
-from fedtandem.federation.flower import pack_answer, unpack_request
+from fedtandem.federation.flower_messages import pack_answer, unpack_request
 from fedtandem.federation.plan import site_of_client
 from fedtandem.federation.site import Answer, Order, Site
 

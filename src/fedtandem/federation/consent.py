@@ -72,7 +72,6 @@ def functions(config: RunConfig) -> list[tuple[str, str]]:
         "public.check": config.public.check,
         "public.check_form": config.public.check_form,
         "selection.selector": config.selection.selector,
-        "selection.checker": config.selection.checker,
         "selection.candidates": config.selection.candidates,
         "selection.teacher": config.selection.teacher,
     }

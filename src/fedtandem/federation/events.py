@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedtandem.atomic import cut_torn_line
+from fedtandem.atomic import cut_torn_line, disk_full_named
 
 
 class EventLog:
@@ -24,9 +24,13 @@ class EventLog:
         self._file = path.open("a", encoding="utf-8")
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event."""
+        """Write one event.
+
+        Raises:
+            DiskFull: no space is left; the next log cuts off what was written of the line.
+        """
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        with self._lock:
+        with self._lock, disk_full_named(self.path):
             self._file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
             self._file.flush()
 
@@ -37,10 +41,15 @@ class EventLog:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All whole lines; what a resumed run did again counts once (the newest)."""
+    return newest_of_each(read_lines(path))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines as they were written, repetitions too."""
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what no newline ends is still being written, or was torn
-    return newest_of_each(json.loads(line) for line in lines if line)
+    return [json.loads(line) for line in lines if line]
 
 
 _IDENTITY = ("event", "method", "round", "party", "phase", "teacher", "split", "metric", "signature")

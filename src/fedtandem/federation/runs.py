@@ -5,6 +5,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -21,13 +22,15 @@ from fedtandem.algorithms.learner import Progress, Remembered, Timed
 from fedtandem.atomic import write_bytes, write_text
 from fedtandem.config import RunConfig
 from fedtandem.data.public import public_hash
-from fedtandem.errors import ConfigError
+from fedtandem.errors import ConfigError, FedtandemError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.carrier import Carrier
+from fedtandem.federation.alone import alone
 from fedtandem.federation.build import SERVER, Parts, assemble, load_parts
 from fedtandem.federation.events import EventLog, read_events
 from fedtandem.federation.local import FaultPlan, LocalCarrier
 from fedtandem.federation.methods import METHODS, Method, method_named
+from fedtandem.federation.now import Now
 from fedtandem.federation.processes import is_first, part, run_folder
 from fedtandem.federation.remote import Count, Emit, Remote, check_methods, new_experiment
 from fedtandem.federation.strategy import RoundPolicy, Strategy
@@ -73,7 +76,7 @@ def run_methods(
     Raises:
         ConfigError: the folder holds another run; a method is unknown.
     """
-    with run_folder(output) as folder:
+    with run_folder(output) as folder, alone(folder):
         return _run_methods(
             config, methods, folder, resume, progress, faults, measure_untouched, remote, memo
         )
@@ -102,7 +105,7 @@ def _run_methods(
     transformers.utils.logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(record["num_threads"])
-    log = EventLog(output / "events.jsonl")
+    log, progress = EventLog(output / "events.jsonl"), Now(output, progress)
     try:
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):
@@ -122,6 +125,11 @@ def _run_methods(
         _write_record(output, record)
         log.emit("run_finished")
         return summary
+    except BaseException as fault:
+        # A full disk takes no last word either; the fault itself is what the caller must hear.
+        with suppress(OSError, FedtandemError):
+            log.emit("run_failed", kind=type(fault).__name__, text=str(fault))
+        raise
     finally:
         log.close()
 

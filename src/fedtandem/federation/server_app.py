@@ -1,10 +1,7 @@
 """The `ServerApp`: opens the run folder it was given, connects the carrier, and runs the methods."""
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -13,7 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedtandem.config import RunConfig, load_resolved
 from fedtandem.errors import ConfigError, FedtandemError
 from fedtandem.federation.client_app import VirtualSites, make_client_app
-from fedtandem.federation.flower import FlowerCarrier, Keys, Names, SelfNamed
+from fedtandem.federation.flower import FlowerCarrier
+from fedtandem.federation.flower_names import Keys, Names, SelfNamed
 from fedtandem.federation.plan import plan_of
 from fedtandem.federation.remote import Count, Emit, Remote
 from fedtandem.federation.runs import run_methods
@@ -48,31 +46,16 @@ def serve(grid: Grid, folder: Path, submission: Submission) -> None:
     """
     config = load_resolved(submission.config)
     try:
-        with _alone(folder):
-            run_methods(
-                config, config.methods, folder, resume=submission.resume,
-                remote=remote(grid, config, submission.carrier, submission.keys),
-            )  # fmt: skip
+        run_methods(
+            config, config.methods, folder, resume=submission.resume,
+            remote=remote(grid, config, submission.carrier, submission.keys),
+        )  # fmt: skip
     except BaseException as fault:
         code = fault.exit_code if isinstance(fault, FedtandemError) else 1
         said = str(fault) if isinstance(fault, FedtandemError) else f"{type(fault).__name__}: {fault}"
         note_end(folder, submission.id, code, said)
         raise
     note_end(folder, submission.id, 0, "")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No two processes work in one run folder: a run that was resumed may still have its old process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process still works in {folder}. Wait until it ends, or stop it (`flwr list`, `flwr stop`)."
-            ) from error
-        yield
 
 
 def remote(grid: Grid, config: RunConfig, carrier: str, keys: Path | None) -> Remote:

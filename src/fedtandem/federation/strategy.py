@@ -91,6 +91,14 @@ class Strategy:
         waiting = dict(requests)
         missing: dict[str, Absence] = {}
         for _ in range(MAX_ASKS):
+            kinds = sorted({envelope.kind for envelope in waiting.values()})
+            self.emit(
+                "asked",
+                round=round_number,
+                parties=sorted(waiting),
+                kinds=kinds,
+                deadline_s=self.policy.deadline_s,
+            )
             answers = self.carrier.ask(waiting, deadline_s=self.policy.deadline_s)
             missing = dict(answers.absences)
             for name, envelope in answers.replies.items():

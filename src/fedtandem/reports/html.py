@@ -51,7 +51,7 @@ def render(template: str, values: dict[str, Any]) -> str:
             name: getattr(wording, name)
             for name in (
                 "figure", "difference", "interval", "unit", "metric_name", "method_name", "payload", "seconds",
-                "p_value", "listed",
+                "p_value", "listed", "clock", "moved", "plural",
             )
         }
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """How figures are spelled: one way for the terminal, the page and the model card."""
 
+from datetime import datetime
+
 SHARES = frozenset({
     "exact_match", "accuracy", "rouge_l", "served", "wrong", "calls", "calls_for_50_pgr", "calls_for_80_pgr",
     "lead_over_chance",
@@ -66,6 +68,11 @@ def payload(n: float) -> str:
     return f"{size:.2f}{THIN}GB"
 
 
+def moved(n: int) -> str:
+    """Bytes, where there were any."""
+    return payload(n) if n else ""
+
+
 def seconds(value: float) -> str:
     """CPU time for people."""
     if value < 10:
@@ -74,6 +81,16 @@ def seconds(value: float) -> str:
         return f"{value:.0f}{THIN}s"
     minutes = round(value / 60)
     return f"{minutes}{THIN}min" if minutes < 120 else f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+
+
+def clock(at: datetime | None) -> str:
+    """Time of day, here."""
+    return "" if at is None else at.astimezone().strftime("%H:%M:%S")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def p_value(p: float | None) -> str:

@@ -11,7 +11,7 @@ from fedtandem.config import RunConfig
 from fedtandem.errors import QuorumError
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.federation.events import read_events
-from fedtandem.federation.flower import unpack_request
+from fedtandem.federation.flower_messages import unpack_request
 from fedtandem.federation.local import Fault
 from fedtandem.federation.runs import run_methods
 from fedtandem.federation.store import RoundStore

@@ -4,7 +4,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedtandem.config import RunConfig
-from fedtandem.federation.flower import ASK_NAME
+from fedtandem.federation.flower_names import ASK_NAME
 
 
 def test_a_message_reaches_its_node_and_its_reply_comes_back(tiny, federation) -> None:  # type: ignore[no-untyped-def]

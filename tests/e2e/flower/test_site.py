@@ -17,7 +17,7 @@ from fedtandem.federation.certificates import site_key
 from fedtandem.federation.client_app import VirtualSites
 from fedtandem.federation.consent import exactly
 from fedtandem.federation.deploy import Place, deploy, site_text
-from fedtandem.federation.flower import Keys, read_public_key
+from fedtandem.federation.flower_names import Keys, read_public_key
 from fedtandem.federation.plan import plan_of, run_at_site, site_of_client
 from fedtandem.federation.site import Order, Site
 from fedtandem.reports.inspect import inspect_command
@@ -55,7 +55,7 @@ def allowing(config: RunConfig, folder: Path, **changes: object) -> Allowing:
             {"send": ("card", "scores", "rows")},
             "requests",
         ),
-        (("selection.checker=os:system",), {"functions": ()}, "selection.checker = 'os:system'"),
+        (("public.check=os:system",), {"functions": ()}, "public.check = 'os:system'"),
     ],
 )
 def test_a_run_that_asks_for_more_is_refused_before_round_1(
