@@ -95,7 +95,9 @@ if pause > 0 then function delay() return math.random(0, 2 * pause) end end
 if %(reads)s then
   function response(status, headers, body)
     if status == 429 or status == 503 then told = told + 1
-    elseif status == 200 and not body:find("[DONE]", 1, true) and not body:find('"usage":', 1, true) then bad = bad + 1 end
+    elseif status == 200 and not body:find("[DONE]", 1, true) and not body:find('"usage":', 1, true) then
+      bad = bad + 1
+    end
   end
 end
 function done(summary, latency, requests)
@@ -468,7 +470,8 @@ def soak(seconds: float) -> dict[str, Any]:
         got: dict[str, Any] = running.result() | {"rss_mib": held, "cpu_s": [device.cpu_s, cloud.cpu_s]}
     print(
         f"soak: {got['requests']:.0f} answers in {got['s']:.0f} s ({got['requests'] / got['s']:.0f}/s), errors "
-        f"{got['errors']:.0f} {met(not got['errors'])}, of these declared (429, 503) {got.get('declared', 0):.0f}, p50 {got['p50_ms']:.1f} ms, p95 {got['p95_ms']:.1f} ms"
+        f"{got['errors']:.0f} {met(not got['errors'])}, of these declared (429, 503) "
+        f"{got.get('declared', 0):.0f}, p50 {got['p50_ms']:.1f} ms, p95 {got['p95_ms']:.1f} ms"
     )
     for name, seen in held.items():
         fifth = max(1, len(seen) // 5)
