@@ -96,7 +96,8 @@ def coding() -> dict[str, float]:
 
     codec, whole = best(alone), best(carried)
     return {
-        "codec alone, s": codec, "coding through the carrier, s": whole, "coding through the carrier / alone": whole / codec,
+        "codec alone, s": codec,
+        "coding through the carrier, s": whole, "coding through the carrier / alone": whole / codec,
     }  # fmt: skip
 
 
@@ -128,7 +129,8 @@ def thresholds(count: int) -> dict[str, float]:
 
     spent = best(one)
     return {
-        f"{count:,} threshold clients, s": spent, f"{count:,} threshold clients, ms a message pair": 1000 * spent / count,
+        f"{count:,} threshold clients, s": spent,
+        f"{count:,} threshold clients, ms a message pair": 1000 * spent / count,
         f"{count:,} threshold clients, bytes down / up a client": request.n_bytes + sizes[0] / 1e4,
     }  # fmt: skip
 
