@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedtandem.algorithms.threshold_parties import ThresholdClient
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
 from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
 from fedtandem.exchange.carrier import SCHEMA, Envelope
 from fedtandem.exchange.frame import decode_frame, encode_frame
@@ -117,6 +117,7 @@ def thresholds(count: int) -> dict[str, float]:
     }
     request = CalibrationRequest(1, "survey", 0.1, 1.0, (), np.array([0.5])).to_envelope()
     carrier = LocalCarrier(parties)
+    edge = Edge("edge", carrier)
     sizes: list[int] = []
 
     def one() -> None:
@@ -127,12 +128,18 @@ def thresholds(count: int) -> dict[str, float]:
             == 300 * count
         )
 
+    told = edge.handle(request)
     spent = best(one)
     return {
         f"{count:,} threshold clients, s": spent,
-        f"{count:,} threshold clients, ms a message pair": 1000 * spent / count,
-        f"{count:,} threshold clients, bytes down / up a client": request.n_bytes + sizes[0] / 1e4,
-    }  # fmt: skip
+        f"{count:,} threshold clients, ms a client": 1000 * spent / count,
+        f"{count:,} threshold clients, bytes down to one": request.n_bytes,
+        f"{count:,} threshold clients, bytes up from one": sizes[0],
+        f"{count:,} threshold clients as one edge, s": best(lambda: edge.handle(request)),
+        f"{count:,} threshold clients as one edge, bytes up": told.n_bytes,
+        f"{count:,} threshold clients as one edge, ms to read": 1000
+        * best(lambda: CalibrationReply.from_envelope(told)),
+    }
 
 
 def memory() -> dict[str, float]:

@@ -147,7 +147,7 @@ def look(folder: Path, now: datetime) -> Live:
 
 
 def _names(run: RunRecord) -> list[str]:
-    """The parties of the record, and the clients that have not said a word yet: of those elsewhere it knows no models."""
+    """The parties of the record, and the clients at sites that have not said a word yet."""
     clients = [str(client["name"]) for client in run.about.get("config", {}).get("clients", ())]
     return list(dict.fromkeys((*run.parties, *clients)))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fedtandem.config import RunConfig, load_config
 from fedtandem.errors import DiskFull, QuorumError
@@ -43,7 +43,7 @@ def before_loading() -> None:
 
 
 def in_tuning() -> None:
-    torch.optim.optimizer.register_optimizer_step_post_hook(die)  # after the first step
+    register_optimizer_step_post_hook(die)  # after the first step
 
 
 def in_the_public_pass() -> None:
