@@ -16,6 +16,7 @@ from fedtandem import __version__
 from fedtandem.errors import FedtandemError, Interrupted
 from fedtandem.federation.flags import calibrate, carrier, deploy, doctor, generate, route, trace, watch
 from fedtandem.federation.select import select_call, select_flags
+from fedtandem.serving import explaining
 from fedtandem.serving import flags as serving
 
 EXIT_CODES = (
@@ -445,6 +446,7 @@ COMMANDS: dict[str, Command] = {
     "deploy": Command("write what an operator needs to run a config across sites", deploy.add, deploy.call),
     "doctor": Command("check a site before it joins, and say what to mend", doctor.add, doctor.call),
     "serve": Command("serve device, edge and cloud to any OpenAI client", serving.add, serving.call),
+    "explain": Command("why each token of a served answer went where", explaining.add, explaining.call),
     "recipes": Command("list the shipped configs, or copy one", _recipes_flags, _recipes),
 }
 """Command word -> what it does."""

@@ -12,6 +12,7 @@ from fedtandem.algorithms.learner import Learner, Lesson
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.sequence_scores import sequence_log_probs
 from fedtandem.algorithms.step_by_step import ModelTeacher, step_by_step
+from fedtandem.checking.verdict import Verdict
 from fedtandem.data.chains import check_path, operator_tables
 from fedtandem.distillation.contrastive_reasoning import ContrastiveTerm
 from fedtandem.models.language_model import LanguageModel
@@ -95,17 +96,12 @@ def test_a_contrastive_loss_with_every_reference_changes_what_is_learnt(
 
 
 def test_a_heuristic_and_a_checker_work_here_too(student: Student, server_lm: LanguageModel) -> None:
-    @dataclass
-    class Verdict:
-        ok: bool
-        reason: str = "by the rules of arithmetic"
-
     tables, refused = operator_tables(("+", "-", "*", "m"), 0), []
 
     def checker(prompt: str, path: str) -> Verdict:
         ok = check_path(prompt, path, tables)
         refused.append(not ok)
-        return Verdict(ok)
+        return Verdict(ok, "by the rules of arithmetic")
 
     learner = student(30)
     done = step_by_step(
@@ -195,18 +191,12 @@ def test_a_path_cut_to_each_of_its_steps_adds_up_to_the_whole(model: str) -> Non
 def test_only_the_first_wrong_step_of_a_refuted_path_counts(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @dataclass
-    class Verdict:
-        ok: bool
-        first_wrong: tuple[int, int] | None
-        reason: str = "by heart"
-
     learner = student(3)
     right = SPOILT.replace("8 * 2 = 7 ; 7 - 1 = 6 ; # 6", "8 * 2 = 6 ; 6 - 1 = 5 ; # 5")
     verdicts = {
-        right: Verdict(True, None),
-        SPOILT: Verdict(False, (12, 24)),
-        " no chain": Verdict(False, None),
+        right: Verdict(True, "right"),
+        SPOILT: Verdict(False, "a wrong step", first_wrong=(12, 24)),
+        " no chain": Verdict(False, "no chain"),
     }
     monkeypatch.setattr(learner, "write", lambda *_, **__: [SPOILT, " no chain", SPOILT])
     scorer = PoolScorer(

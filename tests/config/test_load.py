@@ -56,6 +56,24 @@ def faults(folder: Path, document: dict[str, Any], overrides: list[str] | None =
 # -- the shape of the schema -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("selection", "public", "expected"),
+    [
+        ({}, {}, "all"),
+        ({"budget": 4}, {}, "confident_gap"),
+        ({"budget": 4}, {"labelled": False}, "confident_gap"),
+        ({"budget": 4}, {"labelled": False, "check": "arithmetic"}, "verified_gap"),
+        ({"budget": 4, "selector": "random"}, {"labelled": False, "check": "arithmetic"}, "random"),
+    ],
+)
+def test_a_budget_without_a_selector_takes_the_best_one(
+    tmp_path: Path, selection: dict[str, object], public: dict[str, object], expected: str
+) -> None:
+    document = minimal(selection=selection)
+    document["public"] |= public
+    assert load_config(write(tmp_path, document)).selection.selector == expected
+
+
 def test_the_schema_of_the_documentation_loads(tmp_path: Path) -> None:
     """Names that other programs rely on: add, never rename."""
     file = tmp_path / "run.toml"
@@ -427,7 +445,6 @@ CLIENT = {"name": "c", "model": "org/slm", "data": {"path": "a.jsonl"}}
         ({"selection": {"selector": "confident-gap"}}, "selection.selector", 'did you mean "confident_gap"?'),
         ({"selection": {"budget": 0}}, "selection.budget", "a count of 1 or more"),
         ({"selection": {"budget": 1.5}}, "selection.budget", "a share above 0 and at most 1.0"),
-        ({"selection": {"checker": "exact"}}, "selection.checker", "package.module:function"),
         (
             {"evaluation": {"sets": [{"name": "t", "metric": "bleu", "data": {"path": "a"}}]}},
             "evaluation.sets.t.metric",

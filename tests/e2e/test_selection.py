@@ -1,9 +1,6 @@
 """Selectors inside FedMKT: what travels, what is learnt, and that a resumed run selects the same."""
 
-import sys
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedtandem.algorithms.contrast import Contrast, make_contrast
+from fedtandem.algorithms.learner import Learner
+from fedtandem.algorithms.sequence_scores import sequence_log_probs
 from fedtandem.config import RunConfig
 from fedtandem.errors import ConfigError
 from fedtandem.exchange.carrier import Envelope
@@ -22,6 +22,7 @@ from fedtandem.federation.store import RoundStore
 
 Tiny = Callable[..., RunConfig]
 UNLABELLED = ("public.labelled=false", "public.max_new_tokens=12")
+PEER = ("selection.lada.reference=peer",)
 CONTRAST = ("selection.selector=lada", "selection.lada.contrast_weight=0.5")
 LADA = ("selection.selector=lada", "selection.budget=6", "selection.probe=0.15")
 
@@ -129,7 +130,7 @@ def test_requests_ride_on_the_messages_that_are_due(tiny: Tiny, tmp_path: Path, 
 def test_killed_and_resumed_it_selects_and_learns_the_same(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool, selector: str
 ) -> None:
-    base = () if labelled else UNLABELLED
+    base = () if labelled else (*UNLABELLED, "selection.lada.contrast_weight=0.5", *PEER)
     config = tiny(*base, *LADA, f"selection.selector={selector}", "federation.keep_models=false")
     run_methods(config, ["fedmkt"], tmp_path / "whole")
     save, saves = RoundStore.save, 0
@@ -176,31 +177,56 @@ def test_an_absent_client_is_neither_asked_for_feedback_nor_missed(tiny: Tiny, t
     assert ("clinic-b", "server", 2) in done
 
 
-@dataclass(frozen=True)
-class Verdict:
-    ok: bool | None
-    reason: str
+STRICT = """
+def strict(prompt, path):
+    if "@" in prompt:
+        raise ValueError("cannot read this sign")
+    return len(path) % 4 == 0, "for the sake of the test"
+"""
 
 
 def test_refused_paths_are_not_learnt_and_a_failing_checker_is_said(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def checker(prompt: str, path: str) -> Verdict:
-        if "@" in prompt:
-            raise ValueError("cannot read this sign")
-        return Verdict(False, "for the sake of the test")
-
-    module = types.ModuleType("my_checkers")
-    module.strict = checker  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "my_checkers", module)
-    config = tiny(*UNLABELLED, *LADA, "selection.checker=my_checkers:strict", "selection.budget=12")
+    (tmp_path / "my_checkers.py").write_text(STRICT)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny(*UNLABELLED, *LADA, "public.check=my_checkers:strict", "selection.budget=12")
     run_methods(config, ["fedmkt"], tmp_path / "run")
     events = read_events(tmp_path / "run" / "events.jsonl")
     said = {e["signature"]: e["text"] for e in events if e["event"] == "warning"}
     assert "wrong teachers" in said
-    assert "'chain-" in said["checker failed"]
-    assert "cannot read this sign" in said["checker failed"]
-    assert all(e["trained"] < e["selected"] for e in items(tmp_path / "run"))
+    assert "chain-" in said["the checker failed"]
+    assert "cannot read this sign" in said["the checker failed"]
+    used = sum(e["used"] for e in events if e["event"] == "check")
+    assert 0 < used < sum(e["written"] for e in events if e["event"] == "check")
+    assert sum(e["trained"] for e in items(tmp_path / "run")) <= used
+
+
+def test_the_producer_says_how_likely_it_finds_both_paths(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts travel with the request, their scores with the paths; at the pair both are the producer's, not its own."""
+    seen: list[tuple[str, float, float]] = []
+
+    def watched(learner: Learner, *args: Any, **told: Any) -> Contrast:
+        contrast = make_contrast(learner, *args, **told)
+        for pair in contrast.pairs.values():
+            own = sequence_log_probs(learner.lm, [pair.pos, pair.neg])
+            seen.append((learner.name, abs(pair.ref_pos - own[0]), abs(pair.ref_neg - own[1])))
+        return contrast
+
+    monkeypatch.setattr("fedtandem.algorithms.selecting.make_contrast", watched)
+    sent: list[tuple[str, Envelope]] = []
+    config = tiny(*UNLABELLED, *LADA, *CONTRAST, *PEER, "selection.budget=14")
+    run_methods(
+        config, ["fedmkt"], tmp_path / "run", faults=lambda party, envelope: sent.append((party, envelope))
+    )
+    assert {name for name, _, _ in seen} == {"server", "clinic-a", "clinic-b"}
+    assert all(pos > 1e-3 and neg > 1e-3 for _, pos, neg in seen)  # another model's numbers
+    requests = [WorkRequest.from_envelope(e) for _, e in sent if e.kind in ("work", "finish")]
+    assert any(r.drafts and any(r.drafts) for r in requests)
+    told = [r.knowledge for r in requests if r.knowledge is not None]
+    assert any(k.of_drafts is not None and np.isfinite(k.of_drafts).any() for k in told)
 
 
 def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: Tiny, tmp_path: Path) -> None:
@@ -217,11 +243,12 @@ def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("selection.selector=verified_gap",), "name one in selection.checker"),
+        (("selection.selector=verified_gap",), "name one in public.check"),
         (CONTRAST, "compares written paths"),
-        ((*UNLABELLED, *CONTRAST, "selection.lada.reference=peer"), 'use "self" or "none"'),
+        ((*UNLABELLED, *CONTRAST, *PEER, "selection.context=fresh"), 'Use "cached"'),
+        ((*UNLABELLED, *CONTRAST, *PEER, "selection.lada.negative=first_wrong_step"), "not one step of it"),
         ((*UNLABELLED, "selection.selector=no_module:f"), "cannot be imported"),
-        ((*UNLABELLED, "selection.checker=no_module:f", "selection.selector=gap"), r"selection\.checker is"),
+        ((*UNLABELLED, "public.check=no_module:f", "selection.selector=gap"), "no_module"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_carried_out_is_refused_before_round_1(

@@ -41,8 +41,7 @@ def test_a_checker_refuses_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my_checks.py").write_text(
-        "from collections import namedtuple\nV = namedtuple('V', 'ok reason')\n"
-        "def sums(prompt, path):\n    return V('= 7' not in path, 'fine' if '= 7' not in path else 'no sum')\n"
+        "def sums(prompt, path):\n    return '= 7' not in path, 'fine' if '= 7' not in path else 'no sum'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     file = write(tmp_path / "rows.jsonl", [ROWS[0], ROWS[2]])
@@ -68,6 +67,9 @@ def test_a_checker_refuses_rows(
         (("--selector", "confidentgap"), "did you mean \"confident_gap\"?"),
         (("--selector", "lada"), "learns from training rounds"),
         (("--selector", "verified_gap"), "name one with --checker"),
+        (("--checker", "numerics"), "did you mean \"numeric\"?"),
+        (("--checker", "path"), "asks a client what it knows"),
+        (("--checker", "numeric"), 'has a column "gold"'),
         (("--budget", "0"), "--budget is '0'"),
     ],
 )  # fmt: skip

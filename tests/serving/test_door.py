@@ -1,5 +1,6 @@
 """Who and what comes in: keys, scopes, sizes, rates; what the log keeps of it, and what it does not."""
 
+import contextlib
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ import pytest
 from fedtandem.cli import main
 from fedtandem.config.serve import load_serve
 from fedtandem.errors import ConfigError
-from fedtandem.serving.door import Bucket
+from fedtandem.serving.admission import Bucket
 from fedtandem.serving.keys import Keyring, new_key, read_keyring
 from fedtandem.serving.logs import LOGGER, start_logging
 from fedtandem.serving.tiers import build_device
@@ -30,7 +31,8 @@ def device(tmp_path_factory: pytest.TempPathFactory, lab) -> Iterator[str]:
     file.write_text(file.read_text() + _slow_key())
     config = lab.config(
         device={"upstream": None, "mode": "local"}, security={"keys": str(file)},
-        limits={"max_body_bytes": 20_000, "max_header_bytes": 4000, "body_timeout_s": 1.0},
+        limits={"max_body_bytes": 20_000, "max_header_bytes": 4000, "body_timeout_s": 1.0,
+                "header_timeout_s": 1.0},
     )  # fmt: skip
     with lab.Running([lambda _: build_device(config)], config) as one:
         yield one.urls["device"]
@@ -91,6 +93,46 @@ def test_a_body_that_never_ends_is_not_waited_for(device: str) -> None:
             b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"model":'
         )
         assert line.recv(200).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (b"", b""),
+        (b"GET /heal", b"HTTP/1.1 408"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"HTTP/1.1 408"),
+    ],
+)
+@pytest.mark.parametrize("keeps_alive", [False, True])
+def test_headers_that_never_end_are_not_waited_for(
+    device: str, before: bytes, says: bytes, keeps_alive: bool
+) -> None:
+    host, port = device.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        if keeps_alive:  # the second request of a connection is no other than the first
+            line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert line.recv(4000).endswith(b"}")
+            before = before or b"GET /h"
+        line.sendall(before)
+        for _ in range(5):  # a drop now and then does not begin the time anew
+            time.sleep(0.05)
+            line.sendall(b"y" if before else b"")
+        came = b""
+        while part := line.recv(4000):
+            came += part
+        assert came.startswith(says or before and b"HTTP/1.1 408")
+
+
+def test_headers_without_end_are_cut_off_before_they_fill_the_memory(device: str) -> None:
+    host, port = device.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):  # hung up
+            while sent < 1 << 20:
+                sent += line.send(b"z" * 1000)
+                time.sleep(0.001)
+        assert sent < 1 << 19
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The check between writing and learning: what a receiver refuses is never trained on."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from fedtandem.errors import DataError
 from fedtandem.evaluation.reading import read_answers
 from fedtandem.exchange.knowledge import Knowledge
 
+TRUSTED_SHARE = 0.7
+"""A producer of which the check lets fewer paths through is called a wrong teacher."""
 EXAMPLES = 5
 """Refusals that the record tells by id and reason, per producer and round."""
 
@@ -43,17 +45,13 @@ def accepted_only(
         return dict(sources), {}
     heard: dict[str, Knowledge] = {}
     vouched: dict[int, str] = {}
-    with learner.timed("check", round_number):
-        checker = checker_of(learner, round_number)
-        with closing(checker) if isinstance(checker, UserChecker) else nullcontext():
-            for name, knowledge in sources.items():
-                verdicts = judge(checker, _pairs(learner, knowledge))
-                accepted = np.array([learner.check.accepts(verdict) for verdict in verdicts], dtype=bool)
-                _report(learner, round_number, name, knowledge, verdicts, accepted)
-                heard[name] = replace(
-                    knowledge, scores=np.where(accepted, knowledge.scores, np.float32(np.inf))
-                )
-                vouched |= _vouched(checker, _pairs(learner, knowledge), verdicts)
+    with learner.timed("check", round_number), judging(learner, round_number) as checker:
+        for name, knowledge in sources.items():
+            verdicts = judge(checker, _pairs(learner, knowledge))
+            accepted = np.array([learner.check.accepts(verdict) for verdict in verdicts], dtype=bool)
+            _report(learner, round_number, name, knowledge, verdicts, accepted)
+            heard[name] = replace(knowledge, scores=np.where(accepted, knowledge.scores, np.float32(np.inf)))
+            vouched |= _vouched(checker, _pairs(learner, knowledge), verdicts)
     return heard, vouched
 
 
@@ -63,12 +61,18 @@ def only_vouched(learner: Learner, round_number: int, texts: Sequence[str]) -> l
     Args:
         texts: one per public prompt.
     """
-    with learner.timed("check", round_number):
-        checker = checker_of(learner, round_number)
-        with closing(checker) if isinstance(checker, UserChecker) else nullcontext():
-            pairs = [(sample.prompt, text) for sample, text in zip(learner.public, texts, strict=True)]
-            sent = _vouched(checker, pairs, judge(checker, pairs))
+    pairs = [(sample.prompt, text) for sample, text in zip(learner.public, texts, strict=True)]
+    with learner.timed("check", round_number), judging(learner, round_number) as checker:
+        sent = _vouched(checker, pairs, judge(checker, pairs))
     return [sent.get(i, "") for i in range(len(texts))]
+
+
+@contextmanager
+def judging(learner: Learner, round_number: int) -> Iterator[Checker]:
+    """The learner's checker for a while: `checker_of`, and the end of the process of a user's own."""
+    checker = checker_of(learner, round_number)
+    with closing(checker) if isinstance(checker, UserChecker) else nullcontext():
+        yield checker
 
 
 def checker_of(learner: Learner, round_number: int) -> Checker:
@@ -212,6 +216,13 @@ def _report(
             "warning", round=round_number, party=learner.name, signature="the checker failed",
             text=f"{learner.check.name} failed on {len(failed)} of {len(mine)} paths of {producer}; they are not used: "
             + "; ".join(f"prompt {name}: {verdict.reason}" for name, verdict in failed[:EXAMPLES]),
+        )  # fmt: skip
+    share = float(accepted.sum() / len(mine)) if mine else 1.0
+    if 0 < share < TRUSTED_SHARE:
+        learner.emit(
+            "warning", round=round_number, party=learner.name, teacher=producer, signature="wrong teachers",
+            text=f"{producer} to {learner.name}: {learner.check.name} lets {share:.0%} of {len(mine)} paths through; "
+            "the others are not learnt. With a contrastive loss use prefer = \"verified\"",
         )  # fmt: skip
     if len(mine) and not accepted.any():
         learner.emit(

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,16 @@ from fedtandem.evaluation.scorer import Evaluation, evaluate
 from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.tuning.phase import Example, OnBatch, PhaseReport, PhaseSettings, count_steps, train_phase
+from fedtandem.tuning.dp_sgd import DPSteps, PrivateTraining, grant
+from fedtandem.tuning.phase import (
+    Example,
+    OnBatch,
+    PhaseReport,
+    PhaseSettings,
+    count_steps,
+    train_phase,
+    update_size,
+)
 
 NO_CHECK = CheckSettings()
 """Every written path is believed."""
@@ -94,6 +103,7 @@ class Learner:
         reset_optimizer: start each phase with new moments and its own schedule, as the reference does.
         emit, progress: where the record and the progress go.
         memo: private phases already done from the very same state, shared by the methods of a run; None: none are kept.
+        private_training: private phases by DP-SGD under this budget; then nothing private is replayed either.
     """
 
     def __init__(
@@ -121,6 +131,7 @@ class Learner:
         emit: Emit = lambda *_, **__: None,
         progress: Progress = lambda *_: None,
         memo: dict[str, Remembered] | None = None,
+        private_training: PrivateTraining | None = None,
     ) -> None:
         self.name = name
         self.lm = lm
@@ -131,7 +142,8 @@ class Learner:
         self.public_settings = public_settings
         self.knowledge = knowledge
         self.unlabelled = unlabelled
-        self.replay_fraction = replay_fraction
+        # Replaying own data in the public phase would be tuning on it without noise.
+        self.replay_fraction = replay_fraction if private_training is None else 0.0
         self.num_rounds = num_rounds
         self.private_rounds = num_rounds if private_rounds is None else private_rounds
         self.seed = seed
@@ -144,6 +156,7 @@ class Learner:
         self.emit = emit
         self.progress = progress
         self.memo = memo
+        self.private_training = private_training
         self.optimizers: dict[str, dict[str, Tensor]] = {}
         self.replay: list[Example] | None = None
         self._last: dict[str, Any] | None = None
@@ -201,7 +214,27 @@ class Learner:
 
     def _tune(self, round_number: int) -> None:
         self._last = None
-        self._train("private", round_number, self.own_examples, self.private_settings, [], 0.0)
+        dp = None
+        if self.private_training is not None and self.own:
+            dp = self._grant(self.private_training, round_number)
+            if dp is None:
+                return
+        self._train("private", round_number, self.own_examples, self.private_settings, [], 0.0, dp=dp)
+
+    def _grant(self, training: PrivateTraining, round_number: int) -> DPSteps | None:
+        """The private updates of this round that the budget allows; None, with a warning, where it is spent."""
+        settings, n = self.private_settings, len(self.own)
+        granted = grant(
+            training, f"{self.name}, round {round_number}", self._fingerprint(round_number), n_examples=n,
+            update_size=update_size(settings), steps=count_steps(n, settings), phases=self.private_rounds,
+        )  # fmt: skip
+        if granted is None or granted.report.steps < granted.report.planned:
+            left = 0 if granted is None else granted.report.steps
+            self.emit(
+                "warning", round=round_number, party=self.name, signature="privacy budget spent",
+                text=f"{self.name} made {left} private updates in round {round_number}: its privacy budget is spent",
+            )  # fmt: skip
+        return granted
 
     def _private_state(self) -> dict[str, Mapping[str, Tensor]]:
         """The part of the state that a private phase reads and changes."""
@@ -259,6 +292,7 @@ class Learner:
         replay: list[Example],
         replay_fraction: float,
         on_batch: OnBatch | None = None,
+        dp: DPSteps | None = None,
     ) -> None:
         if not examples:
             self.emit(
@@ -282,6 +316,7 @@ class Learner:
             seed=phase_seed(self.seed, self.name, round_number, phase),
             on_step=lambda step, of, _parts: self.progress(f"{self.name}: {phase} tuning", step, of),
             on_batch=on_batch,
+            dp=dp,
         )
         self.optimizers[phase] = report.optimizer_state
         if report.delta_norm == 0.0:
@@ -297,6 +332,10 @@ class Learner:
             "soft": report.soft, "kd_gradient_share": report.kd_gradient_share, "active_positions": report.n_taught,
             "label_positions": report.n_labels, "delta_norm": report.delta_norm,
         }  # fmt: skip
+        if dp is not None:
+            # What follows from the noised weights may be told, a loss on private samples or their number may not.
+            self._last |= dict.fromkeys(("loss_first", "loss_last", "hard", "label_positions"))
+            self.emit("privacy", round=round_number, party=self.name, **asdict(dp.report))
         self.emit("phase", **self._last)
 
     def _warn_of_idle_distillation(self, round_number: int, report: PhaseReport) -> None:

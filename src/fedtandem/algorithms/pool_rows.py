@@ -1,20 +1,23 @@
 """What a receiver knows of each item before it selects: losses, answers, verdicts, a summary of its hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
+from fedtandem.algorithms.checked_paths import judging
 from fedtandem.algorithms.learner import Learner, copy_state, phase_seed
 from fedtandem.algorithms.public_pass import public_pass
 from fedtandem.algorithms.sequence_scores import embed, final_answer, n_path_tokens
+from fedtandem.checking.checkers import judge
+from fedtandem.checking.verdict import Checker
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.models.encoded import Encoded
 from fedtandem.selection.items import (
     RIGHT,
     UNKNOWN,
     WRONG,
-    Checker,
     Floats,
     Ids,
     Need,
@@ -35,7 +38,7 @@ class PoolScorer:
         learner: the receiver.
         pool: the shared items.
         needs: what the selector asks for.
-        checker: judges paths; None leaves every verdict unknown.
+        checker: judges paths; None leaves every verdict unknown outside of `judging`.
     """
 
     def __init__(self, learner: Learner, pool: Pool, needs: frozenset[Need], checker: Checker | None) -> None:
@@ -77,9 +80,7 @@ class PoolScorer:
             producer_pos=[held[int(i)].seq_log_prob if int(i) in held else np.nan for i in ids],
             n_bytes=n_bytes,
             n_tokens=n_tokens,
-            verdict=[
-                UNKNOWN if labelled else self.verdict(int(i), p) for i, p in zip(ids, paths, strict=True)
-            ],
+            verdict=[UNKNOWN] * len(ids) if labelled else self.verdicts(ids.tolist(), paths),
         )
         rows = self._with_own_paths(rows, own)
         if "alone" in self.needs:
@@ -174,22 +175,40 @@ class PoolScorer:
 
     # -- the checker -------------------------------------------------------------------------------------------
 
-    def verdict(self, item: int, path: str) -> int:
-        """RIGHT, WRONG, or UNKNOWN where there is no checker, no path, or the checker failed on it."""
-        if self.checker is None or not path:
-            return UNKNOWN
-        key = (item, path)
-        if key not in self._verdicts:
+    @contextmanager
+    def judging(self, round_number: int) -> Iterator[None]:
+        """For a while verdicts come from the learner's own check (`public.check`), by what it knows now.
+
+        A checker given at the start stays; a learner without a check leaves verdicts unknown.
+        """
+        if self.checker is not None or self.learner.check.name == "none":
+            yield
+            return
+        self._verdicts.clear()
+        self._first_wrong.clear()
+        with judging(self.learner, round_number) as self.checker:
             try:
-                found = self.checker(self.pool.prompts[item], path)
-                ok, where = found.ok, getattr(found, "first_wrong", None)
-                if where is not None:
-                    self._first_wrong[key] = (int(where[0]), int(where[1]))
-            except Exception as error:  # a user's own function: one bad row must not end a run
-                self._failures[item] = f"{type(error).__name__}: {error}"
-                ok = None
-            self._verdicts[key] = UNKNOWN if ok is None else RIGHT if ok else WRONG
-        return self._verdicts[key]
+                yield
+            finally:
+                self.checker = None
+
+    def verdicts(self, items: Sequence[int], paths: Sequence[str]) -> list[int]:
+        """RIGHT, WRONG, or UNKNOWN where there is no checker, no path, or the checker failed on it."""
+        keys = list(zip(items, paths, strict=True))
+        fresh = [key for key in dict.fromkeys(keys) if key[1] and key not in self._verdicts]
+        if self.checker is not None:
+            judged = judge(self.checker, [(self.pool.prompts[item], path) for item, path in fresh])
+            for key, verdict in zip(fresh, judged, strict=True):
+                self._verdicts[key] = UNKNOWN if verdict.ok is None else RIGHT if verdict.ok else WRONG
+                if verdict.first_wrong is not None:
+                    self._first_wrong[key] = verdict.first_wrong
+                if verdict.failed:
+                    self._failures[key[0]] = verdict.reason
+        return [self._verdicts.get(key, UNKNOWN) for key in keys]
+
+    def verdict(self, item: int, path: str) -> int:
+        """`verdicts` of one path."""
+        return self.verdicts([item], [path])[0]
 
     def first_wrong(self, item: int, path: str) -> tuple[int, int] | None:
         """Characters of the first wrong step of a path that the checker refuses; None where it does not say."""

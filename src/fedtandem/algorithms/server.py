@@ -8,6 +8,7 @@ import numpy as np
 
 from fedtandem.algorithms.checked_paths import accepted_only
 from fedtandem.algorithms.client import Store
+from fedtandem.algorithms.defence import Defence, capped
 from fedtandem.algorithms.learner import Learner, phase_seed
 from fedtandem.algorithms.lessons import (
     Choice,
@@ -15,6 +16,7 @@ from fedtandem.algorithms.lessons import (
     choose,
     choose_paths,
     generator_of,
+    score_drafts,
     write_knowledge,
 )
 from fedtandem.algorithms.meeting import (
@@ -28,7 +30,7 @@ from fedtandem.algorithms.meeting import (
     without_own_rows,
     without_rows,
 )
-from fedtandem.algorithms.offering import Offering, as_hex, from_hex, only_items
+from fedtandem.algorithms.offering import Offering, only_items
 from fedtandem.algorithms.selecting import Selecting
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
@@ -53,6 +55,7 @@ class Server:
         flow, rounds, selector, make_map, store, report: as for `Client`.
         selecting: names the items it learns from each client; None: all.
         offering: what each client asked to be taught; None: all.
+        defence: whom it believes; None: everybody.
 
     Attributes:
         knowledge: S_0 of the last round: scores, rows and, on an unlabelled set, paths.
@@ -73,7 +76,9 @@ class Server:
         report: Callable[[int, Mapping[str, Evaluation]], None] = lambda *_: None,
         selecting: Selecting | None = None,
         offering: Offering | None = None,
+        defence: Defence | None = None,
     ) -> None:
+        self.defence = defence
         self.learner = learner
         self.flow = flow
         self.rounds = rounds
@@ -153,9 +158,8 @@ class Server:
     def note_requests(self, replies: Mapping[str, WorkReply]) -> None:
         """Remember what each client asked to be taught."""
         if self.offering is not None:
-            self.offering.asked |= {
-                name: reply.wanted for name, reply in replies.items() if reply.wanted is not None
-            }
+            for name, reply in replies.items():
+                self.offering.note(name, reply.wanted, reply.drafts)
 
     # -- one round -------------------------------------------------------------------------------------------------
 
@@ -174,6 +178,10 @@ class Server:
             return None
         return self.selecting.wanted(name)
 
+    def drafts_for(self, name: str) -> tuple[str, ...] | None:
+        """The server's own paths of what it asks a client for, where the client is to score them."""
+        return None if self.selecting is None else self.selecting.drafts_of_wanted(name)
+
     def learn(self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch") -> None:
         """Steps 4-6: choose who teaches which sample, bring the rows over, train.
 
@@ -190,9 +198,7 @@ class Server:
             learner.tune(round_number)
         if not self.flow.server_learns:
             return
-        choice, sources = self._choose(round_number, replies)
-        if self.flow.up and (learner.unlabelled is None or learner.unlabelled.send_rows):
-            sources = self._with_rows(choice, sources, fetch)
+        choice, sources = self._believed(round_number, replies, fetch)
         own_rows = None
         if learner.knowledge.on_self == "self" and learner.unlabelled is None and self.flow.up:
             own_rows = self._own_rows
@@ -207,6 +213,23 @@ class Server:
             learner.learn(round_number, lesson)
         else:
             self.selecting.learn(round_number, lesson, choice, {name: name for name in sources})
+
+    def _believed(
+        self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch"
+    ) -> tuple[Choice, dict[str, Knowledge]]:
+        """Who teaches what, with the rows; chosen again without those the defence catches."""
+        learner, defence = self.learner, self.defence
+        sends_rows = self.flow.up and (learner.unlabelled is None or learner.unlabelled.send_rows)
+        while True:
+            heard = replies if defence is None else defence.heard(replies)
+            choice, sources = self._choose(round_number, heard)
+            if sends_rows:
+                sources = self._with_rows(choice, sources, fetch)
+            if defence is None or not self.flow.up:
+                return choice, sources
+            if not defence.liars(round_number, choice, sources, self.cards):
+                draw = np.random.default_rng(phase_seed(learner.seed, learner.name, round_number, "cap"))
+                return capped(choice, defence.settings.influence_cap, draw), sources
 
     def _choose(
         self, round_number: int, replies: Mapping[str, Knowledge]
@@ -283,10 +306,21 @@ class Server:
             and (self.flow.up or self.flow.down or self._studies_alone())
         ):
             self._pass(round_number)
+        self._score_drafts(round_number)
         if self.rounds.evaluates(round_number) and (changed or last):
             self.report(round_number, self.learner.evaluate(round_number))
         self._ask_ahead(round_number + 1)
         self.commit(round_number)
+
+    def _score_drafts(self, round_number: int) -> None:
+        """What the clients' own paths are worth to the server, which they measure a contrast against."""
+        if self.offering is None or not self.flow.down:
+            return
+        for name, drafts in self.offering.drafts.items():
+            found = score_drafts(self.learner, round_number, self.offering.asked[name], drafts)
+            if found is not None:
+                self.offering.of_drafts[name] = found
+        self.offering.drafts.clear()
 
     def _studies_alone(self) -> bool:
         return self.learner.unlabelled is not None
@@ -371,7 +405,7 @@ class Server:
         items = offering.items(name, round_number, knowledge, None, None)
         if items is None:
             return knowledge if knowledge.rows is None else without_rows(knowledge)
-        told = only_items(knowledge, items)
+        told = replace(only_items(knowledge, items), of_drafts=offering.of_drafts.get(name))
         if knowledge.rows is None:
             return told
         written = np.flatnonzero(np.isfinite(told.scores))
@@ -411,8 +445,10 @@ class Server:
             files["knowledge"] = self._file
         if self.selecting is not None:
             files["selection"] = pack_state(self.selecting.state())
+        if self.defence is not None:
+            files["quarantine.json"] = self.defence.to_bytes()
         if self.offering is not None:
-            files["asked.json"] = json.dumps(as_hex(self.offering.asked)).encode()
+            files["asked.json"] = self.offering.state()
         files["scores.json"] = json.dumps(
             {
                 name: np.asarray(scores, dtype="<f4").tobytes().hex()
@@ -438,8 +474,10 @@ class Server:
         }
         if self.selecting is not None:
             self.selecting.load_state(unpack_state(files["selection"]))
+        if self.defence is not None:
+            self.defence.restore(files["quarantine.json"])
         if self.offering is not None:
-            self.offering.asked = from_hex(json.loads(files["asked.json"]))
+            self.offering.load_state(files["asked.json"])
         if self.learner.replay_fraction > 0 and not self.learner.own:
             self._answers_of_the_untouched_model()
         return int(keys[-1])

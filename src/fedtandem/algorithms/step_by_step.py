@@ -22,10 +22,10 @@ from fedtandem.algorithms.learner import Learner, Lesson
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.selecting import per_token
 from fedtandem.algorithms.sequence_scores import sequence_log_probs
+from fedtandem.checking.verdict import Checker
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.selection.items import (
     WRONG,
-    Checker,
     Feedback,
     Floats,
     ItemSelector,

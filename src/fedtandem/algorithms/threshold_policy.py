@@ -6,11 +6,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.algorithms.fedhlm import Calibration, Settings
-from fedtandem.inference.histogram import BINS, Histogram, upper_bounds
+from fedtandem.inference.histogram import (
+    BINS,
+    Histogram,
+    best_bin,
+    mean_beta,
+    threshold_of,
+    upper_bounds,
+)
 from fedtandem.inference.policy import Entry, Policy
 from fedtandem.inference.threshold import SOURCES
 
 Floats = npt.NDArray[np.float64]
+CURVE = 21
+"""Prices at which a policy says its thresholds."""
+OWN = ("client", "cluster")
+"""Sources of thresholds that come from the scope's own table."""
 
 
 def make_policy(
@@ -29,7 +40,7 @@ def make_policy(
         models = tuple(sorted({calibration.models[i] for i in members}))
         return Entry(
             float(tau), interval(ends), source, round(float(h.audits)), round(float(h.labelled)),
-            round(float(h.tokens.sum())), models, cluster,
+            round(float(h.tokens.sum())), models, cluster, _curve(h if source in OWN else table.sum()),
         )  # fmt: skip
 
     clients, clusters = {}, {}
@@ -53,6 +64,14 @@ def make_policy(
         bounds=None if feedback == "quality" else _bounds(table.sum()),
         history={name: tuple(calibration.history[:, c].tolist()) for c, name in enumerate(calibration.clusters)},
     )  # fmt: skip
+
+
+def _curve(h: Histogram) -> tuple[float, ...]:
+    """τ at λ = 0, 0.05, ... 1, non-decreasing; empty where nothing is labelled."""
+    beta = mean_beta(h)[0]
+    if np.isnan(beta).all():
+        return ()
+    return tuple(threshold_of(best_bin(h.tokens, beta, np.linspace(0, 1, CURVE))).tolist())
 
 
 def _bounds(whole: Histogram) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedtandem.checking.checkers import BY_ANSWER
 from fedtandem.config.faults import Fault
+from fedtandem.config.privacy import PrivacyConfig
 
 if TYPE_CHECKING:
     from fedtandem.config.run import RunConfig
@@ -24,7 +25,7 @@ class Disagreement(ValueError):
 
 def disagreements(config: "RunConfig") -> list[Fault]:
     """Every fault between sections."""
-    rules = (_names, _private_data, _equal_models, _evaluation, _public, _replay, _quorum)
+    rules = (_names, _private_data, _equal_models, _evaluation, _public, _replay, _quorum, _privacy)
     return [fault for rule in rules for fault in rule(config)]
 
 
@@ -139,6 +140,26 @@ def _replay(config: "RunConfig") -> Iterator[Fault]:
             share,
             "the server replays `server.data`: give it a data table",
         )
+
+
+def _privacy(config: "RunConfig") -> Iterator[Fault]:
+    """A budget is about a client's own data: nothing else may read them."""
+    if config.server.privacy != PrivacyConfig():
+        yield Fault("server.privacy", "set", "is for clients: put it under [privacy] or [clients.privacy]")
+    share = config.distillation.replay_fraction
+    for client in config.clients:
+        if client.privacy.and_(config.privacy).dp is None:
+            continue
+        if share:
+            yield Fault(
+                "distillation.replay_fraction", share,
+                f"{client.name} tunes under dp: private data replayed in the public phase would be outside of it",
+            )  # fmt: skip
+        if config.public.check == "path" and not config.public.labelled:
+            yield Fault(
+                "public.check", "path",
+                f"{client.name} tunes under dp: this check looks at its private samples, which no epsilon covers",
+            )  # fmt: skip
 
 
 def _quorum(config: "RunConfig") -> Iterator[Fault]:

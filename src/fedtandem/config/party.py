@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedtandem.config.data import DataConfig
+from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.config.scratch import ScratchConfig
 from fedtandem.config.section import FolderOrName, Section
 from fedtandem.config.tuning import TuningConfig, TuningOverride
@@ -35,6 +36,8 @@ class PartyConfig(Section):
     """What the public phase does differently."""
     data: DataConfig | None = None
     """A client's private data; the server's own data, which it may replay. Never leaves the party."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """A client's own: holds beside the run's [privacy], the stricter of each."""
     scratch: ScratchConfig | None = None
     """Train a small model here in place of loading one."""
 

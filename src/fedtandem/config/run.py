@@ -8,15 +8,17 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from fedtandem.config.alignment import AlignmentConfig
 from fedtandem.config.data import DataRootConfig, PublicConfig
+from fedtandem.config.defence import DefenceConfig
 from fedtandem.config.distillation import DistillationConfig
 from fedtandem.config.evaluation import EvaluationConfig, named_tables
 from fedtandem.config.federation import FederationConfig
 from fedtandem.config.knowledge import KnowledgeConfig
 from fedtandem.config.party import ClientConfig, PartyConfig
+from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.config.report import ReportConfig
 from fedtandem.config.section import Section
 from fedtandem.config.seeds import with_seeds
-from fedtandem.config.selection import SelectionConfig
+from fedtandem.config.selection import SelectionConfig, with_selector
 
 MethodName = Literal[
     "zero_shot",
@@ -66,6 +68,10 @@ class RunConfig(Section):
     """From whom."""
     federation: FederationConfig = FederationConfig()
     """Rounds."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Privacy of every client."""
+    defence: DefenceConfig | None = None
+    """The server's defence against clients that lie; None: none."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measurements."""
     report: ReportConfig = ReportConfig()
@@ -77,8 +83,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_seeds(cls, value: Any) -> Any:
-        return with_seeds(value) if isinstance(value, dict) else value
+    def _fill_in(cls, value: Any) -> Any:
+        return with_selector(with_seeds(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -6,9 +6,23 @@ from pydantic import Field, field_validator, model_validator
 
 from fedtandem.config.section import Section
 from fedtandem.selection.names import SELECTORS, TEACHERS
-from fedtandem.user_code import REFERENCE, known_or_own
+from fedtandem.user_code import known_or_own
 
 RULES_AS_SELECTORS = ("dual_min_ce", "none")
+
+
+def with_selector(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with a selector where it states a budget and none: the best of the study `lada-selection`.
+
+    `verified_gap` where written paths are checked, else `confident_gap`. Malformed parts are left to the validation.
+    """
+    section, public = document.get("selection"), document.get("public")
+    if not isinstance(section, dict) or "budget" not in section or "selector" in section:
+        return document
+    checked = (
+        isinstance(public, dict) and public.get("labelled") is False and public.get("check", "none") != "none"
+    )
+    return {**document, "selection": {**section, "selector": "verified_gap" if checked else "confident_gap"}}
 
 
 class LadaConfig(Section):
@@ -27,9 +41,9 @@ class LadaConfig(Section):
     reference: Literal["self", "peer", "none"] = "self"
     """What the contrastive loss is measured against: the receiver as the round began, the producer, or nothing."""
     prefer: Literal["role", "verified"] = "role"
-    """`role`: the producer's path is preferred; `verified`: the checker may turn an item round or drop it."""
+    """`role`: the producer's path is preferred; `verified`: `public.check` may turn an item round or drop it."""
     negative: Literal["whole", "first_wrong_step"] = "whole"
-    """What of the worse path is made unlikelier: all of it (paper), or its first wrong step alone, where the checker
+    """What of the worse path is made unlikelier: all of it (paper), or its first wrong step alone, where `public.check`
     says which that is; pairs of which it cannot say so are left out."""
     beta: float | None = Field(None, gt=0)
     """Steepness of the contrastive loss. Default: 0.1, or 2 without a reference (on means per token)."""
@@ -45,7 +59,8 @@ class SelectionConfig(Section):
     margin: float = Field(0.0, ge=0)
     """A teacher must be better by more than this, in the score's unit (nats per byte in `bytes`)."""
     selector: str = "all"
-    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own.
+    """What: `all` (paper), `confident_gap`, `random`, `lada`, ..., or "package.module:function" of your own. With a
+    budget and no selector: `verified_gap` where `public.check` judges written paths, else `confident_gap`.
     `dual_min_ce` and `none` are understood too: all items, and that rule as `teacher`."""
     budget: int | float = 0.5
     """Items a client and the server exchange in a round, each way: a count, or a share of the public set."""
@@ -56,12 +71,15 @@ class SelectionConfig(Section):
     scores or as text without logits. Default: `cached` for selectors that learn, else `fresh`."""
     candidates: int | None = Field(None, ge=2)
     """Score only so many items, drawn anew each round."""
-    checker: str | None = None
-    """"package.module:function": (prompt, path) -> verdict with `ok` and `reason`; refused paths are not learnt."""
     probe: float = Field(0.1, gt=0, lt=0.5)
     """Share of the public set that is measured and never trained on; only where the selector learns or holds out."""
     lada: LadaConfig = LadaConfig()
     """The learned selector."""
+
+    def asks_for_drafts(self, selector: str) -> bool:
+        """Whether receivers send their own paths, for the producer to say how likely it finds them."""
+        contrasts = selector in ("lada", "lada_shuffled") and self.lada.contrast_weight > 0
+        return contrasts and self.lada.reference == "peer"
 
     @model_validator(mode="before")
     @classmethod
@@ -80,13 +98,6 @@ class SelectionConfig(Section):
     @classmethod
     def _is_a_selector(cls, value: str) -> str:
         return known_or_own(value, SELECTORS)
-
-    @field_validator("checker")
-    @classmethod
-    def _is_a_function(cls, value: str | None) -> str | None:
-        if value is not None and not REFERENCE.fullmatch(value):
-            raise ValueError('must be "package.module:function"')
-        return value
 
     @field_validator("budget")
     @classmethod

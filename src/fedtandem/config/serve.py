@@ -67,8 +67,14 @@ class DeviceConfig(Section):
     """Of an answer, where a request does not say."""
     cache_mb: int = Field(256, ge=0)
     """Keys and values of the SLM kept between passes."""
-    peer: Literal["off", "draft"] = "off"
-    """Whether the edge is asked for what peers were answered, where a request does not say."""
+    peer: Literal["off", "draft", "answer"] = "off"
+    """Whether the edge is asked for what peers were answered, where a request does not say: as drafts in `exact`, as
+    answers to uncertain tokens in `fedhlm` and `bounded` at temperature 0; the other modes ask nobody."""
+    calls_per_s: float | None = Field(None, gt=0)
+    """Verifications this device should send per second at most in the long run: above it their price rises, and with it
+    τ. Without it the price rises with the cloud's queue alone."""
+    price_step: float = Field(0.05, ge=0, le=1)
+    """η: how fast the price follows, per second at twice the budget; 0 leaves it where the policy has it."""
     report_every_s: float = Field(300.0, gt=0)
     """How often counted feedback goes to the edge."""
 
@@ -94,6 +100,8 @@ class EdgeConfig(Section):
     """How long an answer is shared."""
     peer_quota: int = Field(10_000, ge=0)
     """Answers one key may add."""
+    peer_audit_rate: float = Field(0.01, gt=0, le=1)
+    """Of peers' answers, how many the LLM is asked about afterwards; every tenth until 500 were."""
     deadline_ms: float = Field(30_000.0, gt=0)
     """For the cloud's reply; devices give up earlier."""
 
@@ -172,12 +180,38 @@ class LimitsConfig(Section):
     """Larger bodies are refused (413)."""
     max_header_bytes: int = Field(16 << 10, ge=1024)
     """Larger headers are refused (431)."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """For the headers of a request to arrive, from the first byte or, of a first request, from the connection (408)."""
     body_timeout_s: float = Field(30.0, gt=0)
     """For a body to arrive (408)."""
     requests_per_minute: int = Field(6000, ge=1)
     """Per key, where the key has no rate of its own."""
+    quota_period: Literal["hour", "day", "month"] = "day"
+    """What quotas count in; each begins anew with the clock's, in UTC."""
+    quota_requests: int | None = Field(None, ge=1)
+    """Requests per key and period, where the key has no quota of its own; null: as many as the rate lets through."""
+    quota_tokens: int | None = Field(None, ge=1)
+    """Tokens per key and period, read and written together; an answer that has begun is finished."""
+    quota_folder: FilePath | None = None
+    """Where a tier counts its quotas (a file each), so that a restart does not begin them anew; needed for quotas."""
     shutdown_s: float = Field(30.0, ge=0)
     """How long answers may go on after the service was told to end."""
+
+
+class DecisionsConfig(Section):
+    """[decisions]: what a device writes down of every answer, for `fedtandem explain`; never a text."""
+
+    folder: FilePath | None = None
+    """Where; null keeps nothing."""
+    max_mb: float = Field(64.0, gt=0)
+    """All files together; the oldest entries go first."""
+
+
+class LogConfig(Section):
+    """[log]: lines on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """`info` has a line per request; `warning` what may need somebody."""
 
 
 class ServeConfig(Section):
@@ -193,6 +227,10 @@ class ServeConfig(Section):
     """[security]"""
     limits: LimitsConfig = LimitsConfig()
     """[limits]"""
+    decisions: DecisionsConfig = DecisionsConfig()
+    """[decisions]"""
+    log: LogConfig = LogConfig()
+    """[log]"""
 
 
 def load_serve(path: str | Path | None, overrides: Iterable[str] = ()) -> ServeConfig:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedtandem.algorithms.checked_paths import prepare_check
 from fedtandem.algorithms.client import Client, Store
+from fedtandem.algorithms.defence import Defence, DefenceSettings
 from fedtandem.algorithms.learner import Emit, Learner, Progress, Remembered, TestSet
 from fedtandem.algorithms.server import Server
 from fedtandem.algorithms.settings import Flow, KnowledgeSettings, Rounds, Unlabelled
@@ -23,6 +24,7 @@ from fedtandem.errors import ConfigError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.federation.methods import Method
+from fedtandem.federation.privacy_ledger import Vault
 from fedtandem.federation.selectors import Sides, selection_sides
 from fedtandem.federation.store import RoundStore
 from fedtandem.models.language_model import LanguageModel
@@ -30,6 +32,7 @@ from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.models.map_cache import cached_map
 from fedtandem.models.scratch import cache_folder, cached_scratch
 from fedtandem.selection.selectors import Selector, load_selector
+from fedtandem.tuning.dp_sgd import PrivateTraining
 from fedtandem.tuning.phase import PhaseSettings
 
 Report = Callable[[str, int, Mapping[str, Evaluation]], None]
@@ -198,28 +201,39 @@ def assemble(
     server = Server(
         learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode),
         RoundStore(folder / SERVER), report=partial(report, SERVER), selecting=frame.sides.server(learner),
-        offering=frame.sides.offering,
+        offering=frame.sides.offering, defence=_defence(parts.config, learner),
     )  # fmt: skip
     return server, {
-        name: assemble_client(parts, name, frame, RoundStore(folder / name), emit, progress, report)
+        name: assemble_client(
+            parts, name, frame, RoundStore(folder / name), emit, progress, report, Vault(folder / name)
+        )
         for name in parts.parties
         if name != SERVER
     }
 
 
 def assemble_client(
-    parts: Parts, name: str, frame: Frame, store: Store, emit: Emit, progress: Progress, report: Report
+    parts: Parts,
+    name: str,
+    frame: Frame,
+    store: Store,
+    emit: Emit,
+    progress: Progress,
+    report: Report,
+    vault: Vault,
 ) -> Client:
     """One client for one method, in the untouched state.
 
     Args:
         store: where it commits its states.
+        vault: where its privacy budget is kept.
     """
-    learner = _learner(parts, name, frame, emit, progress)
+    privacy = parts.parties[name].config.privacy.and_(parts.config.privacy)
+    learner = _learner(parts, name, frame, emit, progress, vault.training(privacy))
     return Client(
         learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode), store,
         repeats_private=_refusal(parts.parties[name]), keep_in_memory=parts.config.federation.keep_models,
-        report=partial(report, name), selecting=frame.sides.clients(learner),
+        report=partial(report, name), selecting=frame.sides.clients(learner), noised=vault.noise(privacy),
     )  # fmt: skip
 
 
@@ -237,12 +251,25 @@ def flow_of(method: Method, config: RunConfig) -> Flow:
     )
 
 
+def _defence(config: RunConfig, learner: Learner) -> Defence | None:
+    if config.defence is None:
+        return None
+    return Defence(DefenceSettings(**config.defence.model_dump()), learner)
+
+
 def _refusal(party: PartyParts) -> Callable[[str], bool]:
     private = party.private_text
     return (lambda text: False) if private is None else private.repeats
 
 
-def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progress) -> Learner:
+def _learner(
+    parts: Parts,
+    name: str,
+    frame: Frame,
+    emit: Emit,
+    progress: Progress,
+    private: PrivateTraining | None = None,
+) -> Learner:
     config, party, mode = parts.config, parts.parties[name], frame.mode
     section = party.config
     party.lm.load_state(party.untouched)
@@ -299,9 +326,10 @@ def _learner(parts: Parts, name: str, frame: Frame, emit: Emit, progress: Progre
         check_answers=config.public.check_answers,
         emit=emit,
         progress=progress,
-        memo=parts.memo
-        if sum(tensor.nbytes for tensor in party.untouched.values()) < REMEMBERED_BYTES
+        memo=parts.memo  # a budget is spent by each method on its own
+        if private is None and sum(tensor.nbytes for tensor in party.untouched.values()) < REMEMBERED_BYTES
         else None,
+        private_training=private,
     )
 
 

@@ -59,6 +59,7 @@ class CalibrateRequest:
     clusters: int | None = None
     last: Path | None = None
     seed: int = 0
+    masked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,9 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
             "--from cannot go with --measure learned: a newly fitted measure has another scale."
         )
     scored = score_trace(trace, measure, feedback, scorer)
-    done = calibrate(trace, scored, settings, measure=measure, last=last, scorer=scorer)
+    done = calibrate(
+        trace, scored, settings, measure=measure, last=last, scorer=scorer, masked=request.masked
+    )
     from fedtandem.atomic import write_text
 
     write_text(request.output, policy_to_json(done.policy))
@@ -224,8 +227,13 @@ def calibrate(
     measure: str,
     last: Policy | None = None,
     scorer: LearnedScorer | None = None,
+    masked: bool = False,
 ) -> Calibrated:
-    """Run the federation that a trace recorded: its clients behind their edges, every message encoded and counted."""
+    """Run the federation that a trace recorded: its clients behind their edges, every message encoded and counted.
+
+    Args:
+        masked: edges see sums of their clients alone; then each edge stands for all of its clients.
+    """
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
 
@@ -236,12 +244,17 @@ def calibrate(
 
         return count
 
-    edges = {}
+    edges: dict[str, Any] = {}
     for cluster in np.unique(trace.cluster):
         clients = {
             str(name): _client(trace, scored, str(name))
             for name in np.unique(trace.client[trace.cluster == cluster])
         }
+        if masked:
+            from fedtandem.federation.masked_edges import masked_edge  # needs cryptography
+
+            edges[str(cluster) or "all"] = masked_edge(str(cluster) or "all", clients, "calibrate")
+            continue
         edges[str(cluster) or "all"] = Edge(
             str(cluster) or "all",
             LocalCarrier(clients, count=counting("clients and edges")),
@@ -251,7 +264,8 @@ def calibrate(
     similarity = None
     if has_peers(trace):
         tau = dict(zip(done.names, done.thresholds.client.tolist(), strict=True))
-        sent = is_sent(scored.u, np.array([tau[str(name)] for name in trace.client]))
+        whose = np.where(trace.cluster == "", "all", trace.cluster) if masked else trace.client
+        sent = is_sent(scored.u, np.array([tau[str(name)] for name in whose]))
         tries = try_peers(trace, sent, delta_sim=-1.0)
         found = calibrate_similarity(tries.similarity, tries.answer == trace.answer[tries.index])
         hits = int((tries.similarity >= found.delta).sum())
@@ -260,6 +274,8 @@ def calibrate(
         done, settings, measure=measure, feedback=scored.feedback, similarity=similarity,
         scorer=None if scorer is None else scorer.as_dict(),
     )  # fmt: skip
+    if masked:
+        policy = replace(policy, clients={})  # the edges in their clients' place
     return Calibrated(policy, done, dict(up), dict(down))
 
 

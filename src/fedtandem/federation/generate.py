@@ -110,8 +110,13 @@ def peer_book(
     """Where this call's answers of the large model are kept; prompts are found by the reader's mean hidden state.
 
     Raises:
-        ConfigError: no large model: nothing would ever be resolved.
+        ConfigError: no large model: nothing would ever be resolved; `bounded`: nobody audited these answers.
     """
+    if request.settings.mode == "bounded":
+        raise ConfigError(
+            "--peer answer cannot go with mode bounded here: nobody has audited these answers, so nothing bounds their "
+            "error. A served device knows a bound (`fedtandem serve`); or use mode fedhlm."
+        )
     if reader is None or large is None:
         raise ConfigError("--peer needs the large model: peers share nothing but its answers.")
 

@@ -7,9 +7,9 @@ from fedtandem.config import DataConfig, PartyConfig, PublicConfig, RunConfig, l
 from fedtandem.config.site import AllowConfig, SiteConfig
 from fedtandem.errors import InvalidMessage
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 """Version of the plan; another one is refused."""
-SHARED = ("alignment", "knowledge", "distillation", "selection", "federation")
+SHARED = ("alignment", "knowledge", "distillation", "selection", "privacy", "federation")
 """Sections that are the same for all parties."""
 PUBLIC_RULES = (*sorted(set(PublicConfig.model_fields) - set(DataConfig.model_fields)), "labelled")
 """Of [public]: how its answers are written and checked. Where its rows lie is each party's own business."""

@@ -6,6 +6,7 @@ Nothing heavy is imported before the command is called.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fedtandem.atomic import write_text
 from fedtandem.errors import ConfigError, DataError
 from fedtandem.selection.names import HEURISTICS, LEARNING
+from fedtandem.user_code import known_or_own
 
 if TYPE_CHECKING:
+    from fedtandem.checking.verdict import Checker
     from fedtandem.models.language_model import LanguageModel
     from fedtandem.selection.items import Pool, ScoreRows
 
@@ -37,15 +40,18 @@ def select_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--selector",
-        default=DEFAULT,
         metavar="NAME",
-        help=f'{", ".join(HEURISTICS)}, or "package.module:function" (default {DEFAULT})',
+        help=f'{", ".join(HEURISTICS)}, or "package.module:function" '
+        f"(default {DEFAULT}; with --checker: verified_gap)",
     )
     parser.add_argument(
         "--budget", default="0.5", metavar="K", help="rows to keep: a count, or a share below 1 (default 0.5)"
     )
     parser.add_argument(
-        "--checker", metavar="FUNCTION", help='"package.module:function": (prompt, path) -> verdict'
+        "--checker",
+        metavar="NAME",
+        help='arithmetic (sums in the path); exact, numeric or choice (its answer against that of column "gold"); '
+        'or your own "package.module:function": (prompt, path) -> verdict',
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of a path (default 256)"
@@ -64,8 +70,9 @@ def select_flags(parser: argparse.ArgumentParser) -> None:
 
 def select_call(arguments: argparse.Namespace) -> int:
     """Carry the command out; the exit code."""
+    selector = arguments.selector or (DEFAULT if arguments.checker is None else "verified_gap")
     request = SelectRequest(
-        rows=arguments.rows, receiver=arguments.receiver, producer=arguments.producer, selector=arguments.selector,
+        rows=arguments.rows, receiver=arguments.receiver, producer=arguments.producer, selector=selector,
         budget=read_budget(arguments.budget), checker=arguments.checker, max_new_tokens=arguments.max_new_tokens,
         max_length=arguments.max_length, batch_size=arguments.batch_size, chat_template=arguments.chat_template,
         seed=arguments.seed,
@@ -124,14 +131,13 @@ def select_command(request: SelectRequest) -> tuple[list[dict[str, Any]], dict[s
         ConfigError: an unknown selector, or one that needs a whole federation.
         DataError: rows that cannot be read.
     """
-    from fedtandem.federation.selectors import load_checker, make_selector
+    from fedtandem.federation.selectors import make_selector
     from fedtandem.selection.items import Pair, count_of
 
     section = _section(request)
     selector = make_selector(request.selector, section)
-    checker = load_checker(request.checker)
     rows = read_rows(request.rows)
-    scored, pool, reasons = _scored(request, rows, selector.needs, checker)
+    scored, pool, reasons = _scored(request, rows, selector.needs, _checker(request, rows))
     selector.setup(pool)
     chosen = selector.select(1, Pair("rows", "down"), scored, count_of(request.budget, len(rows)))
     order = sorted(
@@ -165,11 +171,39 @@ def _section(request: SelectRequest) -> Any:
             "--selector verified_gap keeps paths that a checker accepts: name one with --checker."
         )
     try:
-        return SelectionConfig(selector=request.selector, checker=request.checker)
+        return SelectionConfig(selector=request.selector)
     except ValidationError as error:
         said = error.errors()[0]
         flag = "--" + str(said["loc"][0])
         raise ConfigError(f"{flag} {said['input']!r} {said['msg'].removeprefix('Value error, ')}.") from error
+
+
+def _checker(request: SelectRequest, rows: Sequence[Mapping[str, Any]]) -> "Checker | None":
+    """The checker of that name; those by answer compare with what the rows' right paths end in.
+
+    Raises:
+        ConfigError: it needs right paths and no row has one, needs a client's own facts, or cannot be imported.
+    """
+    from fedtandem.checking.answers import final_answer
+    from fedtandem.checking.checkers import BY_ANSWER, CheckSettings, find_checker
+
+    name = request.checker
+    if name is None:
+        return None
+    if name == "path":
+        raise ConfigError(
+            "--checker path asks a client what it knows, which is none here; use it as public.check in `fedtandem run`."
+        )
+    try:
+        settings = CheckSettings(known_or_own(name, ("arithmetic", *BY_ANSWER)))
+    except ValueError as error:
+        raise ConfigError(f"--checker {name!r} {error}.") from error
+    answers = {row["prompt"]: final_answer(row["gold"]) for row in rows if row["gold"] is not None}
+    if name in BY_ANSWER and not answers:
+        raise ConfigError(
+            f'--checker {name} compares with right answers, but no row of {request.rows} has a column "gold".'
+        )
+    return find_checker(settings, answers=answers)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -284,26 +318,28 @@ def _losses(
 
 
 def _judged(
-    checker: Any, rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], paths: Sequence[str]
+    checker: "Checker | None", rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], paths: Sequence[str]
 ) -> dict[int, tuple[bool | None, str]]:
     """Verdicts with their reasons.
 
     Raises:
         DataError: the checker itself failed; names the row.
     """
-    judged: dict[int, tuple[bool | None, str]] = {}
-    for i, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-        if checker is None or not path:
-            continue
-        try:
-            verdict = checker(prompt, path)
-            judged[i] = (verdict.ok, str(verdict.reason))
-        except Exception as error:
+    from fedtandem.checking.checkers import judge
+    from fedtandem.checking.user import UserChecker
+
+    if checker is None:
+        return {}
+    at = [i for i, path in enumerate(paths) if path]
+    with closing(checker) if isinstance(checker, UserChecker) else nullcontext():
+        verdicts = judge(checker, [(prompts[i], paths[i]) for i in at])
+    for i, verdict in zip(at, verdicts, strict=True):
+        if verdict.failed:
             raise DataError(
-                f"the checker failed on row {rows[i]['id']!r}: {type(error).__name__}: {error}. Mend it, or let it "
-                "return ok = None for what it cannot judge."
-            ) from error
-    return judged
+                f"the checker failed on row {rows[i]['id']!r}: {verdict.reason}. Mend it, or let it answer None for "
+                "what it cannot judge."
+            )
+    return {i: (verdict.ok, verdict.reason) for i, verdict in zip(at, verdicts, strict=True)}
 
 
 def _row(

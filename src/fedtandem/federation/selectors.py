@@ -16,11 +16,8 @@ from fedtandem.data.public import Sample
 from fedtandem.distillation.contrastive_reasoning import ContrastiveTerm
 from fedtandem.errors import ConfigError
 from fedtandem.selection.heuristics import Heuristic, heuristic, own_heuristic
-from fedtandem.selection.items import Checker, ItemSelector, Pool
+from fedtandem.selection.items import ItemSelector, Pool
 from fedtandem.selection.names import HEURISTICS, LEARNING
-from fedtandem.user_code import import_function
-
-CHECKER_SHAPE = "(prompt, path) -> object with .ok (True, False or None), .reason, and maybe .first_wrong"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,9 @@ def selection_sides(
         public, labelled=labelled, gold="gold" in needs, seed=config.seed, num_rounds=config.federation.num_rounds,
         probe=section.probe if needs & {"feedback", "holdout"} else 0.0,
     )  # fmt: skip
-    settings = SelectionSettings(section.budget, context, section.candidates, load_checker(section.checker))
+    settings = SelectionSettings(
+        section.budget, context, section.candidates, drafts=section.asks_for_drafts(name)
+    )
     down = flow.down and flow.clients_learn and section.direction in ("both", "down")
     up = flow.up and flow.server_learns and section.direction in ("both", "up")
 
@@ -118,24 +117,13 @@ def make_pool(
     return Pool([s.prompt for s in public], right, np.sort(drawn).astype(np.int64), num_rounds, seed)
 
 
-def load_checker(reference: str | None) -> Checker | None:
-    """The checker behind "package.module:function".
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    if reference is None:
-        return None
-    checker: Checker = import_function(reference, "selection.checker", CHECKER_SHAPE)
-    return checker
-
-
 def _check(config: RunConfig, name: str, labelled: bool) -> None:
     section = config.selection
-    if name == "verified_gap" and (section.checker is None or labelled):
+    checked = config.public.check != "none"
+    if name == "verified_gap" and (not checked or labelled):
         raise ConfigError(
             "selection.selector is 'verified_gap', which keeps paths that a checker accepts: name one in "
-            "selection.checker, and use an unlabelled public set (public.labelled = false), where paths are written."
+            "public.check, and use an unlabelled public set (public.labelled = false), where paths are written."
         )
     if name in LEARNING and section.lada.contrast_weight > 0:
         if labelled:
@@ -143,17 +131,21 @@ def _check(config: RunConfig, name: str, labelled: bool) -> None:
                 f"selection.lada.contrast_weight is {section.lada.contrast_weight}, but the public set has answers: "
                 "the contrastive loss compares written paths. Set public.labelled = false, or contrast_weight = 0."
             )
-        if section.lada.reference == "peer":
+        if section.lada.reference == "peer" and section.context == "fresh":
             raise ConfigError(
-                'selection.lada.reference is "peer", but FedMKT does not send how likely the producer finds the '
-                'receiver\'s own paths; use "self" or "none". Step-by-step distillation (algorithms/step_by_step.py) '
-                "offers it."
+                'selection.lada.reference is "peer" and selection.context "fresh": the receiver\'s own paths travel '
+                'with what it asks for, and with "fresh" it asks for nothing. Use "cached".'
+            )
+        if section.lada.reference == "peer" and section.lada.negative == "first_wrong_step":
+            raise ConfigError(
+                'selection.lada.reference is "peer" and selection.lada.negative "first_wrong_step": the producer tells '
+                'how likely it finds a whole path, not one step of it. Use reference = "self".'
             )
         for key, value in (("prefer", "verified"), ("negative", "first_wrong_step")):
-            if getattr(section.lada, key) == value and section.checker is None:
+            if getattr(section.lada, key) == value and not checked:
                 raise ConfigError(
-                    f'selection.lada.{key} is "{value}", but there is no selection.checker to verify by.'
+                    f'selection.lada.{key} is "{value}", but there is no public.check to verify by.'
                 )
 
 
-__all__ = ["Heuristic", "Sides", "load_checker", "make_pool", "make_selector", "selection_sides"]
+__all__ = ["Heuristic", "Sides", "make_pool", "make_selector", "selection_sides"]

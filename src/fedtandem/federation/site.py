@@ -32,6 +32,7 @@ from fedtandem.federation.consent import check_envelope, check_plan
 from fedtandem.federation.events import EventLog
 from fedtandem.federation.methods import method_named
 from fedtandem.federation.plan import run_at_site
+from fedtandem.federation.privacy_ledger import Vault
 from fedtandem.federation.runs import save_adapter
 from fedtandem.federation.store import RoundStore
 
@@ -157,7 +158,16 @@ class Site:
                     n=result.n, higher_is_better=result.higher_is_better,
                 )  # fmt: skip
 
-        return assemble_client(self._parts, self.name, frame, store, emit, lambda *_: None, report)
+        return assemble_client(
+            self._parts,
+            self.name,
+            frame,
+            store,
+            emit,
+            lambda *_: None,
+            report,
+            Vault(self.config.home, f"{order.experiment}/{order.method}/"),
+        )
 
     def _log(self, order: Order, reply: Envelope, events: list[dict[str, Any]]) -> None:
         """Hold the reply against the site's law and write down what leaves, before it leaves."""

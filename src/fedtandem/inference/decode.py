@@ -66,8 +66,8 @@ def decode(
             the LLM would choose otherwise: both laws are one-hot); needed in `bounded`.
         chance: decides drafts, refusals and resamples of `scalar` and `sparse`; the seed's own by default.
         peers: what the LLM wrote for others. `settings.peer` says how it is used: as drafts, tried before the SLM's
-            (mode `exact`; the law stays the LLM's whatever they say), or as answers to uncertain tokens (`fedhlm`).
-            Finished answers are handed to it.
+            (mode `exact`; the law stays the LLM's whatever they say), or as answers to uncertain tokens (`fedhlm`; in
+            `bounded` charged with `Known.error`). Finished answers are handed to it.
         on_commit: called with (prompt, its new tokens, their sources) as soon as they are final; True ends the answer.
         on_audit: called with (prompt, u, error) of every kept token that is measured: what upper bounds are made of.
         prompt_bytes: size of each prompt on the wire; 4 B per token by default.

@@ -146,10 +146,15 @@ class TokenDrafter:
         row.draft_ends = draft.token == row.eos_id or bool(is_sent(u, settings.tau) and not opens)
 
     def _takes_answer(self, row: Row, peers: Peers, u: float) -> bool:
-        """Show the token that the LLM wrote in this place for a peer, if it did."""
+        """Show the token that the LLM wrote in this place for a peer, if it did and the error budget has room."""
         known = peers.known(row.index, row.written)
         if known is None or not known.resolved[0]:
             return False
+        if self._settings.mode == "bounded":
+            if self._settings.eps is None or row.charged + known.error > self._settings.eps:
+                return False
+            row.charged += known.error
+            row.record.charged = row.charged
         row.record.peer += 1
         if self._settings.uplink == "greedy" and self._settings.audit != "none":
             row.unaudited.append((len(row.written), None, 0.0))

@@ -48,10 +48,12 @@ class Known:
     Attributes:
         tokens: the next ones, in the LLM's ids; not empty.
         resolved: whether the LLM wrote or verified each of them.
+        error: an upper bound of the chance that the LLM would write another one here; 1 where nothing was audited.
     """
 
     tokens: list[int]
     resolved: list[bool]
+    error: float = 1.0
 
 
 class PeerBook:

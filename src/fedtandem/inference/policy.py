@@ -30,6 +30,7 @@ class Entry:
         audits, labelled, tokens: what stands behind the scope's own table.
         models: (SLM, LLM) fingerprints it was calibrated with.
         cluster: of a client; empty for wider scopes.
+        curve: τ of the scope's table at λ = 0, 0.05, ... 1; empty where it is not known.
     """
 
     tau: float
@@ -40,15 +41,32 @@ class Entry:
     tokens: int
     models: tuple[Models, ...]
     cluster: str = ""
+    curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What holds for a client: τ, the scope it comes from, and why no narrower one does (empty if it is its own)."""
+    """What holds for a client: τ, the scope it comes from, and why no narrower one does (empty if it is its own);
+    `curve` as of `Entry`."""
 
     tau: float
     scope: str
     reason: str
+    curve: tuple[float, ...] = ()
+
+    def tau_at(self, price: float, other: float) -> float:
+        """τ where a call costs `other` instead of the `price` it was read off at.
+
+        τ moves as the scope's own table does between the two prices. Without a table it moves on the straight line to
+        (1, 1): at λ = 1 nothing is worth a call [choice]. Never falls with `other`.
+        """
+        if other <= price or self.tau >= 1:
+            return self.tau
+        if not self.curve:
+            return self.tau + (1 - self.tau) * (min(other, 1.0) - price) / max(1e-9, 1 - price)
+        prices = np.linspace(0, 1, len(self.curve))
+        here, there = np.interp([price, other], prices, self.curve)
+        return min(1.0, self.tau + float(there - here))
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,7 @@ class Policy:
         if entry is None:
             reasons.append(f"{client} is not in the policy")
         elif models in entry.models:
-            return Resolved(entry.tau, "client", "")
+            return Resolved(entry.tau, "client", "", entry.curve)
         else:
             reasons.append(
                 f"{client}'s threshold was made for {_named(entry.models)}, not for {_named((models,))}"
@@ -131,7 +149,7 @@ class Policy:
             if wider is None:
                 reasons.append(f"cluster {name!r} is not in the policy")
             elif models in wider.models:
-                return Resolved(wider.tau, scope, "; ".join(reasons))
+                return Resolved(wider.tau, scope, "; ".join(reasons), wider.curve)
             else:
                 reasons.append(f"the {scope} threshold was made for {_named(wider.models)}")
         return Resolved(BUILT_IN, "built-in", "; ".join(reasons))
@@ -222,5 +240,5 @@ def _entry(value: Mapping[str, Any]) -> Entry:
         source=str(value["source"]),
         audits=int(value["audits"]), labelled=int(value["labelled"]), tokens=int(value["tokens"]),
         models=tuple((str(slm), str(llm)) for slm, llm in value["models"]),
-        cluster=str(value["cluster"]),
+        cluster=str(value["cluster"]), curve=tuple(map(float, value.get("curve", ()))),
     )  # fmt: skip

@@ -11,7 +11,10 @@ Mode = Literal["exact", "bounded", "fedhlm", "local", "cloud"]
 MODES: tuple[Mode, ...] = ("exact", "bounded", "fedhlm", "local", "cloud")
 Audit = Literal["none", "passing", "all"]
 Peer = Literal["draft", "answer"]
-PEER_USES: dict[Peer, tuple[Mode, ...]] = {"draft": ("exact", "cloud"), "answer": ("fedhlm", "cloud")}
+PEER_USES: dict[Peer, tuple[Mode, ...]] = {
+    "draft": ("exact", "cloud"),
+    "answer": ("fedhlm", "bounded", "cloud"),
+}
 """How what peers know may be used -> the modes it goes with; `cloud` only adds to it."""
 
 

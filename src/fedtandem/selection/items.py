@@ -7,7 +7,7 @@ Source: LaDa, arXiv:2602.18749v1, sections on the plug-in; specification of LaDa
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -75,20 +75,6 @@ class Path:
     author: str
     author_version: int
 
-
-class Verdict(Protocol):
-    """What a checker says of one path."""
-
-    @property
-    def ok(self) -> bool | None:
-        """Right, wrong, or not known."""
-
-    @property
-    def reason(self) -> str: ...
-
-
-Checker = Callable[[str, str], Verdict]
-"""`checker(prompt, path)` -> verdict."""
 
 UNKNOWN, WRONG, RIGHT = -1, 0, 1
 """Values of `ScoreRows.verdict`."""

@@ -22,6 +22,7 @@ from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.asking import Asking, Said
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.stops import StopText
+from fedtandem.serving.trail import Trail
 
 Ids = npt.NDArray[np.int32]
 UNKNOWN_LOG_PROB = -9999.0
@@ -206,6 +207,7 @@ class Writer:
         emit: called with every piece, in this thread.
         on_audit: (u, error) of kept tokens that were measured.
         peers: as in `generate`.
+        trail: told of every commit.
     """
 
     small: SmallParty | None
@@ -217,6 +219,7 @@ class Writer:
     ends_s: float
     cancelled: threading.Event
     emit: Callable[[Piece], None]
+    trail: Trail
     beta_upper: Callable[[float], float] | None = None
     on_audit: Callable[[float, float], None] | None = None
     peers: PeerSource | None = None
@@ -240,6 +243,7 @@ class Writer:
         def commit(_: int, ids: list[int], sources: Sequence[Source]) -> bool:
             nonlocal n_written, first_s, saw_eos, is_late
             first_s = first_s or time.monotonic() - began
+            self.trail.add(sources, None if self.large is None else self.large.asking)
             tokens = self._tokens(card, ids, sources, len(prompt_ids) + n_written)
             n_written += len(ids)
             saw_eos = ids[-1] == eos_id

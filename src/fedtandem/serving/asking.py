@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedtandem.exchange.verification import EMPTY, MAX_MORE, VerifyReply, VerifyRequest, decoding_of, hash_of
 from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uplink import pack_block
+from fedtandem.inference.uplink import Draft, pack_block
 from fedtandem.inference.verify import Verdict, settle
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.upstream import Outage, RemoteModel, Upstream
@@ -53,11 +53,15 @@ class Said:
 
     Attributes:
         log_probs, top_ids, top_log_probs: as in `VerifyReply`; empty without.
+        wait_s, uplink_bytes, downlink_bytes: of the exchange.
     """
 
     log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     top_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     top_log_probs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    wait_s: float = 0.0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
 
 
 class Asking:
@@ -67,6 +71,7 @@ class Asking:
         said: of the tokens being committed; None while the SLM keeps its own.
         degraded: why tokens were written without the LLM that was asked for; empty if none were.
         degraded_tokens: how many.
+        alone: why the LLM was not asked about the tokens that were committed last without it.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Asking:
         self.said: Said | None = None
         self.degraded = ""
         self.degraded_tokens = 0
+        self.alone = ""
 
     @property
     def vocab_size(self) -> int:
@@ -105,12 +111,9 @@ class Asking:
     def audit_the_rest(self, row: Row) -> None:
         """An answer that ends without a further verification keeps its last tokens unaudited."""
 
-    def peer_question(
-        self,
-    ) -> tuple[list[int], dict[str, str], npt.NDArray[np.float16]] | None:
-        """Text, namespace and embedding of the place that is next, for a look-up; None where peers are off or nothing
-        was verified yet."""
-        if self._embed is None or not self._terms.scope or not self._told:
+    def peer_question(self, ids: list[int]) -> tuple[dict[str, str], npt.NDArray[np.float16]] | None:
+        """Namespace and embedding of the place after these ids, for a look-up; None where peers are off."""
+        if self._embed is None or not self._terms.scope:
             return None
         settings = self._settings
         asked = {
@@ -118,8 +121,30 @@ class Asking:
             "model": self._model.fingerprint,
             "tokenizer": self._model.tokenizer.card.hash,
             "decoding": decoding_of(settings.uplink, settings.temperature),
+            "use": settings.peer,
         }
-        return self._told, asked, self._embed(self._told)
+        return asked, self._embed(ids)
+
+    def audit_request(self, ids: list[int], place: int, tokens: list[int]) -> bytes | None:
+        """What puts a peer's answer to the LLM, on its own: nothing of this answer is changed or taken for known.
+
+        Args:
+            ids: the whole text before it.
+            place: how many of them are the answer's.
+            tokens: the peer's.
+
+        Returns:
+            The frame; None where the request lets the LLM see a part of its tokens only.
+        """
+        if self._terms.max_cloud_fraction < 1:
+            return None
+        settings, model = self._settings, self._model
+        return VerifyRequest(
+            session=uuid.uuid4().hex, model=model.fingerprint, tokenizer=model.tokenizer.card.hash, base=0, known="",
+            place=place, room=len(tokens) + 1, uplink=settings.uplink, temperature=float(settings.temperature), seed=0,
+            top_k=settings.top_k, top=-1, more=0, audits=0, scope=self._terms.scope, new_ids=np.array(ids, np.int32),
+            block=pack_block([Draft(token) for token in tokens], self.vocab_size), embedding=EMPTY,
+        ).to_bytes()  # fmt: skip
 
     def verify(self, rows: Sequence[Row]) -> None:
         """Have the block judged, or go on without, as the terms say.
@@ -131,6 +156,8 @@ class Asking:
             if self._is_over_budget(row):
                 self._go_alone(row, "max-cloud-fraction")
                 continue
+            began, record = time.monotonic(), row.record
+            up, down = record.uplink_bytes, record.downlink_bytes
             try:
                 reply = self._asked(row)
             except Outage as outage:
@@ -138,6 +165,10 @@ class Asking:
                     raise
                 self._go_alone(row, f"cloud-{outage.reason}")
                 continue
+            self.said = Said(
+                reply.log_probs, reply.top_ids, reply.top_log_probs, time.monotonic() - began,
+                record.uplink_bytes - up, record.downlink_bytes - down,
+            )  # fmt: skip
             self._settle(row, reply)
 
     def _is_over_budget(self, row: Row) -> bool:
@@ -196,7 +227,6 @@ class Asking:
         tokens = reply.tokens.tolist()
         pending = list(row.pending)
         self._hear(row, reply)
-        self.said = Said(reply.log_probs, reply.top_ids, reply.top_log_probs)
         self._n_verified += len(tokens)
         row.record.llm_passes += reply.passes - 1
         row.record.own += max(0, len(tokens) - reply.accepted - 1)
@@ -212,7 +242,11 @@ class Asking:
     def _hear(self, row: Row, reply: VerifyReply) -> None:
         """The audits that came along."""
         if len(reply.disagreed):
-            for (_, _, u), other in zip(row.unaudited, reply.disagreed.tolist(), strict=False):
+            for (_, law, u), other in zip(row.unaudited, reply.disagreed.tolist(), strict=False):
+                if law is None:  # a peer's
+                    row.record.peer_audited += 1
+                    row.record.peer_wrong += other
+                    continue
                 row.record.audited += 1
                 row.record.audited_error += other
                 if row.on_audit is not None:
@@ -221,7 +255,7 @@ class Asking:
 
     def _go_alone(self, row: Row, reason: str) -> None:
         """The drafts stand as they are: nothing is lost, nothing comes twice, and it is said."""
-        self.degraded = self.degraded or reason
+        self.degraded, self.alone = self.degraded or reason, reason
         tokens, doubts = [draft.token for draft in row.pending], [draft.u for draft in row.pending]
         row.pending, row.draft_ends, row.block_bytes, row.unaudited = [], False, None, []
         if not tokens:

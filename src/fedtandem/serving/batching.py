@@ -45,7 +45,7 @@ class Batcher:
 
     def __init__(self, reader: SessionReader, *, max_batch: int, max_waiting: int, name: str) -> None:
         self.reader = reader
-        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self.max_batch, self._max_waiting = max_batch, max_waiting
         self._waiting: deque[_Job[object]] = deque()
         self._left: list[str] = []
         self._changed = threading.Condition()
@@ -113,7 +113,7 @@ class Batcher:
         """The next pass's jobs: in their order, each session once, a long text alone."""
         batch: list[_Job[object]] = []
         later: list[_Job[object]] = []
-        while self._waiting and len(batch) < self._max_batch:
+        while self._waiting and len(batch) < self.max_batch:
             job = self._waiting.popleft()
             is_long = self.reader.new_tokens(job.session, job.ids, job.last) > SHORT
             if any(job.session == other.session for other in batch) or (is_long and batch):

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 
 from fedtandem import __version__
-from fedtandem.config.serve import LimitsConfig
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.tokenizer import TextTokenizer
-from fedtandem.serving.keys import Keyring
+from fedtandem.serving.admission import Admission
 from fedtandem.serving.metrics import CloudMetrics
-from fedtandem.serving.shell import FRAME, new_app, tell, tenant_of
+from fedtandem.serving.openai_wire import RelayRequest
+from fedtandem.serving.shell import FRAME, QUEUE, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-SCOPES = {"/v1/verify": "verify", "/v1/model": "verify", "/v1/tokenizer": "verify"}
+SCOPES = dict.fromkeys(("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/relay"), "verify")
 
 
 class Judging(Protocol):
@@ -49,6 +49,20 @@ class Judging(Protocol):
         """Whether entries for peers are signed."""
         ...
 
+    @property
+    def relays(self) -> bool:
+        """Whether requests with tools can be answered."""
+        ...
+
+    async def relay(self, asked: RelayRequest) -> Mapping[str, Any]:
+        """Have one answered by the LLM's own server: a chat completion."""
+        ...
+
+    @property
+    def queue(self) -> float:
+        """Forward passes that wait."""
+        ...
+
     async def verify(self, tenant: str, body: bytes) -> bytes:
         """Answer one request."""
         ...
@@ -58,7 +72,7 @@ class Judging(Protocol):
         ...
 
 
-def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metrics: CloudMetrics) -> FastAPI:
+def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) -> FastAPI:
     """The app of a cloud."""
 
     async def is_ready() -> Mapping[str, object]:
@@ -69,7 +83,7 @@ def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metri
             metrics.gauges[name].set(value)
 
     app = new_app(
-        "cloud", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+        "cloud", scopes=SCOPES, admission=admission, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
     described = describe(service)
     files = tokenizer_files(service.tokenizer)
@@ -91,8 +105,17 @@ def cloud_app(service: Judging, *, keyring: Keyring, limits: LimitsConfig, metri
         metrics.tokens.labels("llm").inc(own)
         metrics.drafts.labels("accepted").inc(said.accepted)
         metrics.cost.inc(said.passes)
+        request.state.charge(len(said.tokens))
         tell(request, accepted=said.accepted, own=own, passes=said.passes)
-        return Response(reply, media_type=FRAME)
+        return Response(reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
+
+    @app.post("/v1/relay")
+    async def relay(asked: RelayRequest, request: Request) -> dict[str, Any]:
+        reply = dict(await service.relay(asked))
+        used = reply.get("usage")
+        n = used.get("completion_tokens") if isinstance(used, dict) else 0
+        request.state.charge(n if isinstance(n, int) else 0)
+        return reply
 
     return app
 
@@ -103,6 +126,7 @@ def describe(service: Judging) -> dict[str, Any]:
     return {
         "version": __version__, "schema": SCHEMA, "model": service.fingerprint, "tokenizer": tokenizer.card.hash,
         "vocab_size": tokenizer.vocab_size, "limit": service.limit, "attests": service.attests,
+        "relays": service.relays,
     }  # fmt: skip
 
 

@@ -9,18 +9,22 @@ from fedtandem.serving.tiers import Tier, build_cloud, build_device, build_edge,
 Build = Callable[[dict[str, str]], Tier]
 
 
-def serve_command(what: str, config: ServeConfig, say: Callable[[str], None]) -> int:
+def serve_command(what: str, read: Callable[[], ServeConfig], say: Callable[[str], None]) -> int:
     """Serve one tier, or all three on this machine, until told to end.
+
+    Args:
+        read: reads the config; again on every SIGHUP.
 
     Raises:
         ConfigError, ModelError, NetworkError: it cannot be served so.
     """
+    config = read()
     if what != "all":
         one: dict[str, Callable[[ServeConfig], Tier]] = {
             "device": build_device, "edge": build_edge, "cloud": build_cloud,
         }  # fmt: skip
-        return serve(config, [lambda _: one[what](config)], say)
-    return serve(config, all_tiers(config), say)
+        return serve(config, [lambda _: one[what](config)], say, read)
+    return serve(config, all_tiers(config), say, read)
 
 
 def all_tiers(config: ServeConfig) -> list[Build]:

@@ -8,6 +8,8 @@ Source: specification of FedHLM, section 9, L1′ (first implementation).
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +17,11 @@ from fedtandem.errors import ConfigError, DataError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.bridge import spell
 from fedtandem.inference.judging import drafts_of
-from fedtandem.models.endpoint import Endpoint
+from fedtandem.models.endpoint import Endpoint, NoAnswer, Refused
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.faults import Refusal
+from fedtandem.serving.logs import log
+from fedtandem.serving.openai_wire import RelayRequest
 from fedtandem.serving.sessions import Key, Sessions
 from fedtandem.serving.skew import refuse_another_model
 
@@ -40,7 +44,9 @@ class CompareService:
         self.endpoint, self.tokenizer, self.sessions = endpoint, tokenizer, sessions
         self.fingerprint = f"{endpoint.model}@endpoint"
         self.limit: int | None = None
-        self.attests = False
+        self.attests, self.relays = False, True
+        self.queue = 0.0
+        """Not known of a server elsewhere."""
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -49,6 +55,22 @@ class CompareService:
     def gauges(self) -> dict[str, float]:
         """For the metrics."""
         return {"sessions": len(self.sessions)}
+
+    async def relay(self, asked: RelayRequest) -> Mapping[str, Any]:
+        """Have the server answer a request with tools.
+
+        Raises:
+            Refusal: it has no usable answer.
+            NetworkError: nobody is there.
+        """
+        payload = asked.model_dump(mode="json", exclude_none=True)
+        try:
+            return await asyncio.to_thread(self.endpoint.ask, "chat/completions", payload, dict)
+        except (NoAnswer, Refused) as fault:
+            log("tools not answered", level=30, fault=fault, tier="cloud")
+            # Not a fault of this tier's: breakers must not open for a server that knows no tools.
+            raise Refusal(400, "the LLM's server gave no usable answer: it may not serve tools, or be overloaded.",
+                          "llm_refuses", "tools") from fault  # fmt: skip
 
     async def verify(self, tenant: str, body: bytes) -> bytes:
         """Answer one request, as `VerifyService.verify`.

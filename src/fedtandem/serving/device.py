@@ -1,7 +1,6 @@
 """The device: a request becomes two models, settings and terms; answers are written in threads of their own."""
 
 import asyncio
-import secrets
 import threading
 import time
 import uuid
@@ -11,11 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedtandem.config.serve import DeviceConfig
-from fedtandem.errors import ConfigError, FedtandemError, ModelError, VocabularyMismatch
-from fedtandem.federation.generate import TAU, measure
-from fedtandem.inference.policy import Policy
-from fedtandem.inference.settings import DecodeSettings
-from fedtandem.inference.uncertainty import MEASURES
+from fedtandem.errors import FedtandemError, ModelError, VocabularyMismatch
+from fedtandem.federation.generate import measure
 from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.serving.answering import (
@@ -30,15 +26,25 @@ from fedtandem.serving.answering import (
 )
 from fedtandem.serving.asking import Asking, Terms
 from fedtandem.serving.batching import Batcher
+from fedtandem.serving.choosing import (
+    Asked,
+    Gate,
+    facts_of,
+    gate_of,
+    mode_of,
+    on_outage_of,
+    peer_use,
+    settings_of,
+)
+from fedtandem.serving.decisions import Decisions
 from fedtandem.serving.faults import Refusal, too_busy
 from fedtandem.serving.ledger import Ledger
 from fedtandem.serving.logs import log
-from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.peering import EdgePeers, Peering
 from fedtandem.serving.policies import Policies
+from fedtandem.serving.pricing import Price
+from fedtandem.serving.trail import Trail
 from fedtandem.serving.upstream import Outage, Rejected, RemoteModel, Upstream
-
-Asked = ChatRequest | CompletionRequest
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,19 @@ class Plan:
 
     Attributes:
         mode: that is used.
-        tau, tau_reason: threshold in force, and the scope it comes from.
+        gate: threshold in force, and where it comes from.
         write: writes the answer; blocks.
         degraded: why, by now, tokens were written without the LLM; "" if none were.
+        trail: how the answer came about, so far.
+        facts: what was decided, for the decision log.
     """
 
     mode: str
-    tau: float
-    tau_reason: str
+    gate: Gate
     write: Callable[[], Answer]
     degraded: Callable[[], str]
+    trail: Trail
+    facts: Mapping[str, Any]
 
 
 class Device:
@@ -90,6 +99,8 @@ class Device:
         upstream: None serves mode local alone.
         policies: thresholds in force.
         ledger: counts feedback for the edge.
+        price: what a call costs now beyond the policy's λ.
+        decisions: where answers are written down; None: nowhere.
     """
 
     def __init__(
@@ -100,9 +111,11 @@ class Device:
         upstream: Upstream | None,
         policies: Policies,
         ledger: Ledger,
+        price: Price,
+        decisions: Decisions | None = None,
     ) -> None:
         self.config, self.lm, self.batcher, self.upstream = config, lm, batcher, upstream
-        self.policies, self.ledger = policies, ledger
+        self.policies, self.ledger, self.price, self.decisions = policies, ledger, price, decisions
         self.fingerprint = fingerprint(lm.name, lm.model, lm.tokenizer.card.hash)
         self.peering = Peering(lm) if upstream is not None else None
         self._threads = ThreadPoolExecutor(config.max_streams, thread_name_prefix="answer")
@@ -118,8 +131,12 @@ class Device:
                 cancelled.set()
         self._threads.shutdown(wait=True)
         self.batcher.close()
+        if self.peering is not None:
+            self.peering.close()
         if self.upstream is not None:
             self.upstream.close()
+        if self.decisions is not None:
+            self.decisions.close()
 
     # -- a request becomes a plan ------------------------------------------------------------------------------
 
@@ -130,31 +147,37 @@ class Device:
             Refusal: it cannot be done as asked.
             Outage: the LLM is needed, and nobody says what it is.
         """
-        request, prompt = order.request, order.prompt
-        mode = self._mode(request)
-        on_outage = self._on_outage(request, mode)
+        request, prompt, config = order.request, order.prompt, self.config
+        mode = mode_of(request, config)
+        peer = peer_use(request, config, mode)
+        on_outage = on_outage_of(request, config, mode)
         remote, degraded = self._remote(mode, on_outage)
         effective = "local" if remote is None else mode
-        policy, name, tau, reason = self._threshold(mode, remote)
-        settings = self._settings(request, effective, tau)
+        models = None if remote is None else (self.fingerprint, remote.fingerprint)
+        gate = gate_of(config, self.policies.current(), models, mode, self.price.surcharge)
+        settings = settings_of(request, config, effective, gate.tau, peer)
         ends_s = time.monotonic() + self.config.request_timeout_s
         rows = SharedRows(self.batcher, uuid.uuid4().hex, order.top >= 0)
         small = SmallParty(self.lm.name, Speller(self.lm.tokenizer, prompt), rows)
         large, peers = None, None
         if remote is not None and self.upstream is not None:
-            peering = self.peering if self._asks_peers(request, effective) else None
-            terms = self._terms(order, on_outage, ends_s, peering if remote.attests else None)
+            peering = self.peering if peer != "off" else None
+            scope = peering.scope(prompt, peer) if peering is not None and remote.attests else ""
+            terms = self._terms(order, on_outage, ends_s, scope)
             asking = Asking(
                 self.upstream, remote, settings, terms, cancelled=order.cancelled,
                 embed=None if peering is None else peering.embed(remote.tokenizer), on_feedback=self.ledger.sent,
             )  # fmt: skip
             large = LargeParty(remote.fingerprint, Speller(remote.tokenizer, prompt), asking)
             if peering is not None:
-                peers = EdgePeers(peering, self.upstream, asking)
+                prompt_ids = large.tokenizer.encode_prompt("").tolist()
+                peers = EdgePeers(peering, self.upstream, asking, prompt_ids)
+        trail, policy = Trail(), gate.policy
         writer = Writer(
             small=None if effective == "cloud" else small, large=large, settings=settings,
-            uncertainty=measure(name), stops=request.stops, top=order.top, ends_s=ends_s,
+            uncertainty=measure(gate.measure), stops=request.stops, top=order.top, ends_s=ends_s,
             cancelled=order.cancelled, emit=order.emit, on_audit=self.ledger.audited, peers=peers,
+            trail=trail,
             beta_upper=policy.beta_upper if policy is not None and effective == "bounded" else None,
         )  # fmt: skip
         self._check_room(small if effective == "local" else large)
@@ -165,36 +188,14 @@ class Device:
                 answer.degraded, answer.degraded_tokens = degraded, answer.completion_tokens
             return answer
 
+        facts = {
+            "mode": effective, "on_outage": on_outage, "models": [self.fingerprint, models[1] if models else None],
+            "breaker": 0 if self.upstream is None else self.upstream.breaker.state,
+            "device": config.name, "policy": self.policies.named(), **facts_of(mode, gate, settings, peer),
+        }  # fmt: skip
         return Plan(
-            effective, tau, reason, write, lambda: degraded or (large.asking.degraded if large else "")
+            effective, gate, write, lambda: degraded or (large.asking.degraded if large else ""), trail, facts
         )
-
-    def _mode(self, request: Asked) -> str:
-        if request.model != self.config.served_name:
-            raise Refusal(404, f"this device serves {self.config.served_name!r} and no other model.",
-                          "model_not_found", "model")  # fmt: skip
-        mode = request.mode or self.config.mode
-        if request.privacy == "local-only":
-            if request.mode not in (None, "local"):
-                raise Refusal(400, f"privacy local-only lets nothing leave the device; mode {mode} asks the cloud.",
-                              "contradiction", "privacy")  # fmt: skip
-            return "local"
-        if request.max_cloud_fraction is not None and mode in ("exact", "cloud"):
-            raise Refusal(400, f"mode {mode} has the LLM see every token; max_cloud_fraction goes with fedhlm and "
-                               "bounded.", "contradiction", "max_cloud_fraction")  # fmt: skip
-        if mode == "bounded" and (request.eps or self.config.eps) is None:
-            raise Refusal(400, "mode bounded needs eps, e.g. 0.1.", "missing", "eps")
-        if request.peer == "answer":
-            raise Refusal(400, "peers serve as drafters here: peer is off or draft.", "not_served", "peer")
-        if request.peer == "draft" and mode != "exact":
-            raise Refusal(400, f"peers draft in mode exact, not in {mode}.", "contradiction", "peer")
-        return mode
-
-    def _on_outage(self, request: Asked, mode: str) -> str:
-        if mode in ("fedhlm", "bounded"):
-            return request.on_outage or "degrade"
-        asked = request.on_outage or self.config.on_outage
-        return "error" if mode == "cloud" and asked == "degrade" else asked
 
     def _remote(self, mode: str, on_outage: str) -> tuple[RemoteModel | None, str]:
         """The LLM, or why the answer is written without it."""
@@ -215,54 +216,14 @@ class Device:
                 502, "the upstream cannot be used by this device; its log says why.", "bad_upstream"
             ) from fault
 
-    def _threshold(self, mode: str, remote: RemoteModel | None) -> tuple[Policy | None, str, float, str]:
-        """The policy, the uncertainty's name, τ, and the scope it comes from."""
-        policy = self.policies.current()
-        config = self.config
-        name = config.uncertainty or ("expected" if policy is None else policy.measure)
-        if policy is not None and (policy.measure != name or name not in MEASURES):
-            policy, name = None, config.uncertainty or "expected"
-        if policy is None or remote is None:
-            tau, reason = TAU, "built-in"
-        else:
-            found = policy.resolve(config.name, "", (self.fingerprint, remote.fingerprint))
-            tau, reason = found.tau, found.scope
-            if found.scope == "built-in" and mode == "bounded":
-                policy = None  # bounds of other models bound nothing here
-        if config.tau is not None:
-            tau, reason = config.tau, "config"
-        if mode == "bounded" and remote is not None and (policy is None or policy.bounds is None):
-            raise Refusal(400, "mode bounded needs a policy with bounds for these models; this device has none.",
-                          "no_bounds", "mode")  # fmt: skip
-        return policy, name, tau, reason
-
-    def _settings(self, request: Asked, mode: str, tau: float) -> DecodeSettings:
-        temperature = 1.0 if request.temperature is None else request.temperature
-        limit = request.max_tokens or self.config.max_tokens
-        if isinstance(request, ChatRequest):
-            limit = request.max_completion_tokens or limit
-        seed = secrets.randbits(63) if request.seed is None else request.seed % 2**64
-        try:
-            return DecodeSettings(
-                mode=mode,  # type: ignore[arg-type]
-                uplink="greedy" if temperature == 0 else self.config.uplink, block=self.config.block, tau=tau,
-                eps=request.eps or self.config.eps, max_new_tokens=limit, seed=seed,
-                temperature=temperature or 1.0, audit="none" if mode in ("local", "cloud") else "passing",
-            )  # fmt: skip
-        except ConfigError as fault:
-            raise Refusal(400, str(fault), "invalid_request") from fault
-
-    def _terms(self, order: Order, on_outage: str, ends_s: float, peering: Peering | None) -> Terms:
+    def _terms(self, order: Order, on_outage: str, ends_s: float, scope: str) -> Terms:
         fraction = order.request.max_cloud_fraction
         return Terms(
             on_outage=on_outage, deadline_s=self.config.deadline_ms / 1000,
             prompt_deadline_s=self.config.prompt_deadline_ms / 1000, ends_s=ends_s, top=order.top,
             request_id=order.request_id, max_cloud_fraction=1.0 if fraction is None else fraction,
-            scope="" if peering is None else peering.scope(order.prompt),
+            scope=scope,
         )  # fmt: skip
-
-    def _asks_peers(self, request: Asked, mode: str) -> bool:
-        return mode == "exact" and (request.peer or self.config.peer) == "draft"
 
     def _check_room(self, party: SmallParty | LargeParty | None) -> None:
         """Refuse a prompt that no answer fits behind, before anything is begun."""

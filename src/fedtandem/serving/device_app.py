@@ -7,18 +7,18 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from fedtandem.config.serve import LimitsConfig
 from fedtandem.errors import ModelError
+from fedtandem.serving.admission import Admission
 from fedtandem.serving.answering import Prompt
 from fedtandem.serving.browser import add_page
 from fedtandem.serving.device import Device, readiness
 from fedtandem.serving.embedding import embedded
 from fedtandem.serving.faults import Refusal
-from fedtandem.serving.keys import Keyring
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from fedtandem.serving.replying import Exchange
 from fedtandem.serving.shell import new_app
+from fedtandem.serving.tools import tool_field, with_tools
 from fedtandem.serving.upstream import Outage, Rejected
 from fedtandem.serving.words import ChatWords, CompletionWords
 
@@ -26,7 +26,7 @@ SCOPES = dict.fromkeys(("/v1/chat/completions", "/v1/completions", "/v1/models",
 STARTED = int(time.time())
 
 
-def device_app(device: Device, *, keyring: Keyring, limits: LimitsConfig, metrics: DeviceMetrics) -> FastAPI:
+def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) -> FastAPI:
     """The app of a device."""
 
     async def is_ready() -> Mapping[str, object]:
@@ -43,7 +43,7 @@ def device_app(device: Device, *, keyring: Keyring, limits: LimitsConfig, metric
             metrics.breaker.set(device.upstream.breaker.state)
 
     app = new_app(
-        "device", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+        "device", scopes=SCOPES, admission=admission, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
     add_page(app)
     if device.peering is not None:
@@ -67,6 +67,8 @@ def device_app(device: Device, *, keyring: Keyring, limits: LimitsConfig, metric
         top = (asked.top_logprobs or 0) if asked.logprobs else -1
         if asked.top_logprobs is not None and not asked.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs: true.", "invalid_request", "top_logprobs")
+        if tool_field(asked):
+            return await with_tools(device, metrics, request, asked)
         return await Exchange(device, metrics, request, asked, ChatWords(asked)).answer(prompt, top)
 
     @app.post("/v1/completions", response_model=None)
@@ -76,10 +78,11 @@ def device_app(device: Device, *, keyring: Keyring, limits: LimitsConfig, metric
         return await Exchange(device, metrics, request, asked, CompletionWords(asked)).answer(prompt, top)
 
     @app.post("/v1/embeddings")
-    async def embeddings(asked: EmbeddingRequest) -> dict[str, Any]:
+    async def embeddings(asked: EmbeddingRequest, request: Request) -> dict[str, Any]:
         if asked.model != name:
             raise Refusal(404, f"this device serves {name!r} and no other model.", "model_not_found", "model")
         result: dict[str, Any] = await device.run(lambda: embedded(device, asked))
+        request.state.charge(result["usage"]["total_tokens"])
         return result
 
     return app

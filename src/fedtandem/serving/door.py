@@ -5,37 +5,21 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedtandem.config.serve import LimitsConfig
-from fedtandem.serving.faults import Refusal, too_busy
-from fedtandem.serving.keys import Caller, Keyring
+from fedtandem.serving.admission import Admission
+from fedtandem.serving.faults import Refusal
+from fedtandem.serving.keys import Caller
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import Metrics
 
 OPEN = frozenset({"/healthz", "/readyz", "/", "/page.css", "/page.js"})
 """Asked by who watches over processes and by browsers, without a key; they tell nothing."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-MAX_BUCKETS = 10_000
-
-
-class Bucket:
-    """A rate limit: one token per request, refilled evenly, a minute's worth at most."""
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._rate, self._most = per_minute / 60, max(1.0, per_minute / 60 * 10)
-        self._left, self._then = self._most, now
-
-    def wait_s(self, now: float) -> float:
-        """0 and a token taken, or how long until there is one."""
-        self._left = min(self._most, self._left + (now - self._then) * self._rate)
-        self._then = now
-        if self._left >= 1:
-            self._left -= 1
-            return 0.0
-        return (1 - self._left) / self._rate
 
 
 class Door:
@@ -45,8 +29,7 @@ class Door:
         app: the routes.
         tier: for logs.
         scopes: path -> the scope it needs; other paths need the first of them. Unknown paths are 404 inside.
-        keyring: who may come in.
-        limits: sizes and rates.
+        admission: who may come in, and how much of what.
         metrics: counted into.
     """
 
@@ -56,24 +39,24 @@ class Door:
         *,
         tier: str,
         scopes: Mapping[str, str],
-        keyring: Keyring,
-        limits: LimitsConfig,
+        admission: Admission,
         metrics: Metrics,
     ) -> None:
         self._app, self._tier, self._scopes = app, tier, scopes
-        self._keyring, self._limits, self._metrics = keyring, limits, metrics
-        self._buckets: dict[str, Bucket] = {}
+        self._admission, self._metrics = admission, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's event."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(scope, receive, send, self._limits)
+        visit = _Visit(scope, receive, send, self._admission.limits)
         try:
             caller = self._admitted(scope, visit.headers)
-            scope.setdefault("state", {}).update(caller=caller, request_id=visit.request_id)
             visit.caller = caller
+            scope.setdefault("state", {}).update(
+                caller=caller, request_id=visit.request_id, charge=partial(self._charge, caller)
+            )
             await self._app(scope, visit.receive, visit.send)
         except Refusal as refusal:
             await visit.refuse(refusal)
@@ -86,38 +69,29 @@ class Door:
             self._leave(visit)
 
     def _admitted(self, scope: Scope, headers: Mapping[str, str]) -> Caller | None:
+        limits = self._admission.limits
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-        if n_bytes > self._limits.max_header_bytes:
-            raise Refusal(
-                431, f"headers hold {n_bytes} bytes; at most {self._limits.max_header_bytes}.", "headers"
-            )
+        if n_bytes > limits.max_header_bytes:
+            raise Refusal(431, f"headers hold {n_bytes} bytes; at most {limits.max_header_bytes}.", "headers")
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
-            raise Refusal(
-                413, f"a body may hold at most {self._limits.max_body_bytes} bytes.", "body_too_large"
-            )
+        if not length.isdigit() or int(length) > limits.max_body_bytes:
+            raise Refusal(413, f"a body may hold at most {limits.max_body_bytes} bytes.", "body_too_large")
         path = scope["path"]
         if path in OPEN:
             return None
-        caller = self._keyring.caller(headers.get("authorization", ""))
+        caller = self._admission.keyring.caller(headers.get("authorization", ""))
         if caller is None:
             raise Refusal(401, "no valid API key: send Authorization: Bearer KEY.", "invalid_api_key",
                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
         needed = self._scopes.get(path, next(iter(self._scopes.values())))
         if needed not in caller.scopes:
             raise Refusal(403, f"this key lacks the scope {needed}.", "insufficient_scope")
-        self._hold_back(caller, scope)
+        self._admission.hold_back(caller, is_counted=path != "/metrics")
         return caller
 
-    def _hold_back(self, caller: Caller, scope: Scope) -> None:
-        if len(self._buckets) >= MAX_BUCKETS:
-            self._buckets.clear()
-        now = time.monotonic()
-        rate = caller.requests_per_minute or self._limits.requests_per_minute
-        bucket = self._buckets.setdefault(caller.name, Bucket(rate, now))
-        wait = bucket.wait_s(now)
-        if wait > 0:
-            raise too_busy(wait, f"this key may ask {rate} times a minute; come back later.")
+    def _charge(self, caller: Caller | None, tokens: int) -> None:
+        if caller is not None:
+            self._admission.quotas.charge(caller.name, tokens)
 
     def _leave(self, visit: "_Visit") -> None:
         route = visit.route

@@ -7,14 +7,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedtandem.config.serve import EdgeConfig, LimitsConfig
+from fedtandem.config.serve import EdgeConfig
 from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.calibration import CalibrationReply
 from fedtandem.exchange.carrier import Envelope
@@ -22,17 +22,20 @@ from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.gates import namespace
 from fedtandem.inference.peers import PeerCache
 from fedtandem.inference.uplink import unpack_ids
+from fedtandem.serving.admission import Admission
+from fedtandem.serving.auditing import TICKET, PeerAudits
 from fedtandem.serving.breaker import Breaker
 from fedtandem.serving.faults import Refusal
-from fedtandem.serving.keys import Caller, Keyring
+from fedtandem.serving.keys import Caller
+from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import EdgeMetrics
 from fedtandem.serving.policies import UNTIL
-from fedtandem.serving.shell import FRAME, TENANT, caller_of, new_app, tell
+from fedtandem.serving.shell import FRAME, QUEUE, TENANT, caller_of, new_app, tell
 from fedtandem.serving.tenants import tenant_key
 from fedtandem.serving.thresholds import Thresholds
 from fedtandem.serving.upstream import PEERS
 
-PATHS = ("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/resolve")
+PATHS = ("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/resolve", "/v1/relay")
 SCOPES = dict.fromkeys(PATHS, "verify") | dict.fromkeys(("/v1/fl/report", "/v1/fl/policy"), "report")
 MAX_CACHES = 256
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -49,6 +52,8 @@ class Question(BaseModel):
     decoding: Annotated[str, Field(max_length=64)]
     context: Hex
     embedding: Annotated[str, Field(max_length=1 << 16)]
+    use: Literal["draft", "answer"] = "draft"
+    """Answers are audited; drafts the LLM reads anyway."""
 
 
 @dataclass
@@ -59,6 +64,7 @@ class EdgeState:
         attest_key: the secret it shares with the cloud; None keeps no answers.
         caches: (tenant, dimension) -> answers of that tenant; nobody looks into another's.
         thresholds: of each tenant.
+        audits: of each tenant's peers.
     """
 
     config: EdgeConfig
@@ -67,6 +73,7 @@ class EdgeState:
     breaker: Breaker = field(default_factory=Breaker)
     caches: "OrderedDict[tuple[str, int], PeerCache]" = field(default_factory=OrderedDict)
     thresholds: dict[str, Thresholds] = field(default_factory=dict)
+    audits: dict[str, PeerAudits] = field(default_factory=dict)
 
     def cache(self, tenant: str, dimension: int) -> PeerCache | None:
         """A tenant's answers; None where nothing can be attested."""
@@ -83,6 +90,18 @@ class EdgeState:
                 self.caches.popitem(last=False)
         return found
 
+    def audits_of(self, tenant: str) -> PeerAudits:
+        """How right a tenant's peers are."""
+        if tenant not in self.audits:
+            self.audits[tenant] = PeerAudits(tenant_key(self.attest_key or b"", tenant))
+        return self.audits[tenant]
+
+    def reconfigure(self, config: EdgeConfig) -> None:
+        """Another price and validity, for the next policies; what was learnt stays."""
+        self.config = config
+        for one in self.thresholds.values():
+            one.set(config.price, config.policy_valid_s)
+
     def of(self, tenant: str) -> Thresholds:
         """A tenant's thresholds."""
         if tenant not in self.thresholds:
@@ -91,7 +110,7 @@ class EdgeState:
         return self.thresholds[tenant]
 
 
-def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metrics: EdgeMetrics) -> FastAPI:
+def edge_app(state: EdgeState, *, admission: Admission, metrics: EdgeMetrics) -> FastAPI:
     """The app of an edge."""
 
     async def is_ready() -> Mapping[str, object]:
@@ -105,12 +124,14 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
         metrics.breaker.set(state.breaker.state)
         metrics.rounds.set(sum(one.rounds for one in state.thresholds.values()))
         metrics.price.set(state.config.price)
+        for tenant, audits in state.audits.items():
+            metrics.precision.labels(tenant).set(audits.lower_bound)
         for tenant, one in state.thresholds.items():
             if one.tau is not None:
                 metrics.tau.labels(f"{tenant}/{state.config.name}").set(one.tau)
 
     app = new_app(
-        "edge", scopes=SCOPES, keyring=keyring, limits=limits, metrics=metrics, is_ready=is_ready, refresh=refresh
+        "edge", scopes=SCOPES, admission=admission, metrics=metrics, is_ready=is_ready, refresh=refresh
     )  # fmt: skip
 
     @app.get("/v1/model")
@@ -125,9 +146,16 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
     async def verify(request: Request) -> Response:
         caller, body = caller_of(request), await request.body()
         reply = await _passed_on(state, request, body)
-        if reply.status_code == 200 and PEERS in request.headers:
+        if reply.status_code == 200 and TICKET in request.headers:
+            ticket = request.headers[TICKET]
+            metrics.audits.labels(_judge(state, caller.tenant, ticket, body, bytes(reply.body))).inc()
+        elif reply.status_code == 200 and PEERS in request.headers:
             metrics.inserted.labels(_share(state, caller, body, bytes(reply.body))).inc()
         return reply
+
+    @app.post("/v1/relay", response_class=Response)
+    async def relay(request: Request) -> Response:
+        return await _passed_on(state, request, await request.body())
 
     @app.post("/v1/resolve")
     async def resolve(question: Question, request: Request) -> dict[str, Any]:
@@ -144,7 +172,12 @@ def edge_app(state: EdgeState, *, keyring: Keyring, limits: LimitsConfig, metric
         metrics.lookups.labels(found.outcome).inc()
         tell(request, peers=found.outcome)
         tokens = [] if found.entry is None else unpack_ids(found.entry.answer)
-        return {"outcome": found.outcome, "similarity": found.similarity, "tokens": tokens}
+        said = {"outcome": found.outcome, "similarity": found.similarity, "tokens": tokens}
+        if question.use == "draft":
+            return said
+        audits = state.audits_of(caller.tenant)
+        ticket = audits.ticket(found, state.config.peer_audit_rate)
+        return {**said, "ticket": ticket, "error": 1 - audits.lower_bound}
 
     @app.post("/v1/fl/report", status_code=204, response_class=Response)
     async def report(request: Request) -> Response:
@@ -184,7 +217,8 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
                       headers={"Retry-After": wait})  # fmt: skip
     headers = {TENANT: caller_of(request).tenant, "x-request-id": request.state.request_id}
     if body:
-        headers["Content-Type"] = FRAME
+        is_json = request.headers.get("content-type", "").startswith("application/json")
+        headers["Content-Type"] = "application/json" if is_json else FRAME
     try:
         reply = await state.client.request(
             request.method,
@@ -201,7 +235,9 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
         state.breaker.failed()
     else:
         state.breaker.succeeded()
-    passed = {name: reply.headers[name] for name in ("content-type", "retry-after") if name in reply.headers}
+    passed = {
+        name: reply.headers[name] for name in ("content-type", "retry-after", QUEUE) if name in reply.headers
+    }
     return Response(reply.content, reply.status_code, passed)
 
 
@@ -218,6 +254,21 @@ def _share(state: EdgeState, caller: Caller, body: bytes, answer: bytes) -> str:
         return "another tenant"
     taken = cache.insert(caller.name, request.embedding.astype(np.float32), reply.entry)
     return "taken" if taken.taken else taken.reason
+
+
+def _judge(state: EdgeState, tenant: str, ticket: str, body: bytes, answer: bytes) -> str:
+    """An audit's verdict, with what follows for whoever inserted the answer; right, wrong or unusable."""
+    try:
+        request, reply = VerifyRequest.from_bytes(body), VerifyReply.from_bytes(answer)
+    except InvalidMessage:
+        return "unusable"
+    verdict, owner = state.audits_of(tenant).judge(ticket, request, reply)
+    if verdict == "wrong":
+        for (whose, _), cache in state.caches.items():
+            if whose == tenant:
+                cache.report_audit(owner, False)
+        log("peer was wrong", level=30, tier="edge", tenant=tenant, key=owner)
+    return verdict
 
 
 def _vector(text: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Every refusal as HTTP: a status, and the body an OpenAI client reads. Messages never repeat what was sent."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +50,13 @@ class Refusal(Exception):
 
 
 def too_busy(
-    retry_after_s: float, message: str = "too many requests wait already; come back later."
+    retry_after_s: float,
+    message: str = "too many requests wait already; come back later.",
+    code: str = "overloaded",
 ) -> Refusal:
     """429 with the time to come back."""
-    seconds = str(max(1, round(retry_after_s)))
-    return Refusal(429, message, "overloaded", headers={"Retry-After": seconds})
+    seconds = str(max(1, math.ceil(retry_after_s)))
+    return Refusal(429, message, code, headers={"Retry-After": seconds})
 
 
 def refusal_of(fault: FedtandemError) -> Refusal:

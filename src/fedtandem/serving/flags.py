@@ -46,5 +46,8 @@ def call(arguments: argparse.Namespace) -> int:
     from fedtandem.config.serve import load_serve
     from fedtandem.serving.command import serve_command
 
-    config = load_serve(arguments.file, arguments.overrides)
-    return serve_command(arguments.what, config, lambda line: print(line, flush=True))
+    return serve_command(
+        arguments.what,
+        lambda: load_serve(arguments.file, arguments.overrides),
+        lambda line: print(line, flush=True),
+    )

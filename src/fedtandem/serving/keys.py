@@ -5,8 +5,11 @@
     tenant = "clinic"
     scopes = ["infer"]                  # infer, verify, report, metrics, relay
     sha256 = "..."                      # of the key; the key itself is shown once, when it is made
-    requests_per_minute = 600           # optional
+    requests_per_minute = 600           # optional, as are the two quotas; their period is limits.quota_period
+    quota_requests = 10_000
+    quota_tokens = 1_000_000
 
+Two entries of one name, say while a key is being replaced, share its rate and quotas.
 A key is 256 random bits, so a plain hash cannot be searched; every comparison takes the same time.
 """
 
@@ -26,6 +29,8 @@ read metrics; speak for other tenants (an edge to its cloud)."""
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Of keys and tenants."""
+NEEDED = ("name", "tenant", "scopes", "sha256")
+BOUNDS = ("requests_per_minute", "quota_requests", "quota_tokens")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,13 +42,15 @@ class Caller:
         name: of the key, for logs and limits.
         tenant: whose data it may meet.
         scopes: of SCOPES.
-        requests_per_minute: None takes the service's.
+        requests_per_minute, quota_requests, quota_tokens: None takes the service's.
     """
 
     name: str
     tenant: str
     scopes: frozenset[str]
     requests_per_minute: int | None = None
+    quota_requests: int | None = None
+    quota_tokens: int | None = None
 
 
 ANYBODY = Caller("anybody", "local", frozenset(SCOPES))
@@ -55,6 +62,15 @@ class Keyring:
 
     def __init__(self, callers: dict[str, Caller] | None) -> None:
         self._callers = callers
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether a key has a quota of its own."""
+        return any(one.quota_requests or one.quota_tokens for one in (self._callers or {}).values())
+
+    def names(self) -> set[str]:
+        """Of the keys."""
+        return {ANYBODY.name} if self._callers is None else {one.name for one in self._callers.values()}
 
     def caller(self, authorization: str) -> Caller | None:
         """Whose key an `Authorization` header holds; None for nobody's.
@@ -93,12 +109,10 @@ def read_keyring(file: str | None) -> Keyring:
     callers: dict[str, Caller] = {}
     for i, entry in enumerate(entries):
         where = f"{file}: keys[{i}]"
-        known = {"name", "tenant", "scopes", "sha256", "requests_per_minute"}
-        if not isinstance(entry, dict) or set(entry) - known or known - set(entry) - {"requests_per_minute"}:
+        if not isinstance(entry, dict) or set(entry) - {*NEEDED, *BOUNDS} or set(NEEDED) - set(entry):
             raise ConfigError(
-                f"{where}: expected {', '.join(sorted(known))}; only requests_per_minute may be left out."
+                f"{where}: expected {', '.join(NEEDED)}, and maybe {', '.join(BOUNDS)}; nothing else."
             )
-        rate = entry.get("requests_per_minute")
         if not all(isinstance(entry[k], str) and NAME.fullmatch(entry[k]) for k in ("name", "tenant")):
             raise ConfigError(f"{where}: name and tenant are 1 to 64 letters, digits, dots, dashes.")
         if not isinstance(entry["scopes"], list) or not set(entry["scopes"]) <= set(SCOPES):
@@ -107,9 +121,13 @@ def read_keyring(file: str | None) -> Keyring:
             raise ConfigError(
                 f"{where} ({entry['name']}): sha256 must be 64 hex digits, another for each key."
             )
-        if rate is not None and not (isinstance(rate, int) and not isinstance(rate, bool) and rate > 0):
-            raise ConfigError(f"{where} ({entry['name']}): requests_per_minute = {rate}; must be 1 or more.")
-        callers[entry["sha256"]] = Caller(entry["name"], entry["tenant"], frozenset(entry["scopes"]), rate)
+        bounds = {name: entry.get(name) for name in BOUNDS}
+        for name, bound in bounds.items():
+            if bound is not None and not (type(bound) is int and bound > 0):
+                raise ConfigError(f"{where} ({entry['name']}): {name} = {bound}; must be 1 or more.")
+        callers[entry["sha256"]] = Caller(
+            entry["name"], entry["tenant"], frozenset(entry["scopes"]), **bounds
+        )
     return Keyring(callers)
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
-from fedtandem.config.serve import ServeConfig
+from fedtandem.config.serve import SecurityConfig, ServeConfig
 from fedtandem.errors import ConfigError, NetworkError
-from fedtandem.serving.logs import LOGGER, log, start_logging
+from fedtandem.serving.arriving import patient_protocol
+from fedtandem.serving.logs import LOGGER, log, set_level, start_logging
+from fedtandem.serving.reloading import Apply, Reloading
 from fedtandem.serving.tiers import Tier
 
 KEEP_ALIVE_S = 30
@@ -39,7 +41,8 @@ class Listening:
         self.tier = tier
         security, limits = config.security, config.limits
         settings = uvicorn.Config(
-            tier.app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
+            tier.app, http=patient_protocol(tier.admission), log_config=None,
+            access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
             server_header=False, date_header=False, ssl_certfile=security.certificate,
             ssl_keyfile=security.private_key, ssl_ca_certs=security.client_ca,
@@ -55,12 +58,38 @@ class Listening:
         scheme = "https" if security.certificate else "http"
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
 
+    def prepare(self, config: ServeConfig) -> Apply:
+        """What puts another config in force here: the tier's part, and for new connections the certificate.
+
+        Raises:
+            ConfigError: it cannot be; nothing has changed.
+        """
+        security, context = config.security, self.server.config.ssl
+        if context is not None and security.certificate is not None:
+            _load_certificate(ssl.create_default_context(), security)
+        apply = self.tier.prepare(config)
+
+        def put_in_force() -> None:
+            apply()
+            if context is not None and security.certificate is not None:
+                _load_certificate(context, security)
+            self.server.config.timeout_graceful_shutdown = round(config.limits.shutdown_s)
+
+        return put_in_force
+
     async def serve(self) -> None:
         """Until told to end; then lets go of what the tier held."""
         try:
             await self.server.serve(sockets=[self._socket])
         finally:
             await self.tier.close()
+
+
+def _load_certificate(context: ssl.SSLContext, security: SecurityConfig) -> None:
+    try:
+        context.load_cert_chain(str(security.certificate), security.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -84,18 +113,23 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    config: ServeConfig, tiers: Sequence[Callable[[dict[str, str]], Tier]], say: Callable[[str], None]
+    config: ServeConfig,
+    tiers: Sequence[Callable[[dict[str, str]], Tier]],
+    say: Callable[[str], None],
+    read: Callable[[], ServeConfig],
 ) -> int:
-    """Build tiers one after the other and listen for all until SIGINT or SIGTERM.
+    """Build tiers one after the other and listen for all until SIGINT or SIGTERM; SIGHUP reads the config again.
 
     Args:
         tiers: each is given the addresses of those before it, by name. The last ones are told to end first.
         say: shows a line to who started it.
+        read: reads the config anew.
 
     Returns:
         0.
     """
     start_logging()
+    set_level(config.log.level)
     uvicorn_log = logging.getLogger("uvicorn.error")
     uvicorn_log.handlers[:], uvicorn_log.propagate = LOGGER.handlers, False
     uvicorn_log.setLevel(logging.WARNING)
@@ -110,13 +144,22 @@ def serve(
     if config.security.keys is None:
         say("no API keys are asked for; only this machine can reach these addresses")
     say("Ctrl-C ends it, once what is being answered is finished")
-    asyncio.run(_until_signalled(listening))
+    asyncio.run(_until_signalled(listening, config, read))
     return 0
 
 
-async def _until_signalled(listening: Sequence[Listening]) -> None:
-    """SIGINT and SIGTERM end it; a second one at once."""
+async def _until_signalled(
+    listening: Sequence[Listening], config: ServeConfig, read: Callable[[], ServeConfig]
+) -> None:
+    """SIGINT and SIGTERM end it, a second one at once; SIGHUP reloads."""
     told = asyncio.Event()
+    reloading = Reloading(config, read, [one.prepare for one in listening])
+    running: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(reloading.reload())
+        running.add(task)
+        task.add_done_callback(running.discard)
 
     def end() -> None:
         if told.is_set():
@@ -126,13 +169,14 @@ async def _until_signalled(listening: Sequence[Listening]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     await until(told, listening)
 
 
 async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
     """Serve until told; then end the last tier first, so that its answers still find the others."""
     running = [asyncio.create_task(one.serve()) for one in listening]
-    working = [asyncio.create_task(_again(one.tier)) for one in listening if one.tier.work is not None]
+    working = [asyncio.create_task(_again(*work)) for one in listening for work in one.tier.works]
     watching = asyncio.create_task(told.wait())
     await asyncio.wait([watching, *running], return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
@@ -144,8 +188,7 @@ async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
         await task
 
 
-async def _again(tier: Tier) -> None:
-    assert tier.work is not None
+async def _again(every_s: float, work: Callable[[], None]) -> None:
     while True:
-        await asyncio.to_thread(tier.work)
-        await asyncio.sleep(tier.every_s)
+        await asyncio.to_thread(work)
+        await asyncio.sleep(every_s)

@@ -42,6 +42,11 @@ def start_logging() -> None:
     LOGGER.propagate = False
 
 
+def set_level(level: str) -> None:
+    """The least important lines that are still written: debug, info, warning or error."""
+    LOGGER.setLevel(level.upper())
+
+
 def log(event: str, *, level: int = logging.INFO, fault: BaseException | None = None, **fields: Any) -> None:
     """One line."""
     LOGGER.log(level, event, extra={"fields": fields}, exc_info=fault)

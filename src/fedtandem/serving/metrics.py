@@ -54,6 +54,10 @@ class EdgeMetrics(Metrics):
         super().__init__()
         self.lookups = self._counter("peer_lookup_total", "Look-ups for peers.", "outcome")
         self.inserted = self._counter("peer_insert_total", "Answers offered to peers, by outcome.", "outcome")
+        self.audits = self._counter("peer_audits_total", "Peers' answers the LLM looked at.", "outcome")
+        self.precision = self._gauge(
+            "peer_precision_lower_bound", "95 % Wilson bound of peers' audited precision.", "tenant"
+        )
         self.rounds = self._gauge("fl_round", "Thresholds published, ever.")
         self.refused = self._counter("fl_clients_rejected_total", "Reports refused.", "reason")
         self.tau = self._gauge("tau", "Published threshold.", "scope")
@@ -83,5 +87,9 @@ class DeviceMetrics(Metrics):
         )
         self.cost = self._counter("cloud_cost_total", "Forward passes of the LLM that answers took.")
         self.tau = self._gauge("tau", "Threshold in force.", "scope")
+        self.price = self._gauge("lambda_effective", "Price of a call in force, backpressure included.")
+        self.decisions_lost = self._counter(
+            "decisions_lost_total", "Answers that could not be written to the decision log."
+        )
         self.breaker = self._gauge("breaker_state", "Of the upstream: 0 closed, 1 half open, 2 open.")
         self.lookups = self._counter("peer_lookup_total", "Peers asked, by outcome.", "outcome")

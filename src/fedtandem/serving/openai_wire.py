@@ -3,13 +3,14 @@
 A field that would change the answer and is not served is refused, never ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Mode = Literal["exact", "bounded", "fedhlm", "local", "cloud"]
 Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SEED = 2**63 - 1
 
 
@@ -32,19 +33,70 @@ class TextPart(_Strict):
     text: Text
 
 
+class _Function(_Strict):
+    name: Name
+    description: Annotated[str, Field(max_length=4096)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Strict):
+    """One of `tools`."""
+
+    type: Literal["function"]
+    function: _Function
+
+
+class _Called(_Strict):
+    name: Name
+    arguments: Text
+
+
+class ToolCall(_Strict):
+    """One of an earlier answer's."""
+
+    id: Annotated[str, Field(max_length=128)]
+    type: Literal["function"]
+    function: _Called
+
+
+class _Named(_Strict):
+    name: Name
+
+
+class ToolChoice(_Strict):
+    """`tool_choice` where it names one."""
+
+    type: Literal["function"]
+    function: _Named
+
+
 class Message(_Strict):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
     name: Annotated[str, Field(max_length=64)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=128)] | None = None
+    refusal: None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content may be missing only where tool_calls are")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls are the assistant's")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("role tool and tool_call_id go together")
+        return self
 
     @property
     def text(self) -> str:
         """Its parts together."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or [])
 
 
 class _Sampling(_Strict):
@@ -100,9 +152,32 @@ class ChatRequest(_Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    """These three go to the LLM's own server alone."""
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     store: Literal[False] | None = None
+
+
+RELAYED = (
+    "messages", "tools", "tool_choice", "parallel_tool_calls", "temperature", "max_tokens", "stop", "seed",
+)  # fmt: skip
+"""Fields of a request with tools that the LLM's server is told."""
+
+
+class RelayRequest(_Strict):
+    """POST /v1/relay, between tiers."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=512)]
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-SEED, le=SEED)] | None = None
 
 
 class CompletionRequest(_Sampling):

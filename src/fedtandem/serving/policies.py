@@ -35,6 +35,17 @@ class Policies:
         held = self._held
         return held.policy if held is not None and self._now_s() < held.until_s else self._own
 
+    def named(self) -> str:
+        """Where the policy in force comes from, and which it is."""
+        held = self._held
+        if held is not None and self._now_s() < held.until_s:
+            return f"edge {held.etag}"
+        return "none" if self._own is None else "file"
+
+    def own(self, policy: Policy | None) -> None:
+        """Another file's, from now on."""
+        self._own = policy
+
     def refresh(self, upstream: Upstream) -> bool:
         """Ask the edge for a newer one; False where it has none or cannot be asked.
 

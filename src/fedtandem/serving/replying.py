@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from fedtandem.errors import FedtandemError
 from fedtandem.inference.row import Tier
+from fedtandem.serving.account import account, decision, usage
 from fedtandem.serving.answering import Answer, Piece, Prompt, Token
 from fedtandem.serving.device import Device, Order, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
@@ -69,15 +70,42 @@ class Exchange:
         assert isinstance(event, Answer)
         self._count(event)
         choice = self._words.whole(text, [token.as_dict() for token in tokens], event.finish)
-        account = _account(event) | ({"tokens": self._traced(tokens)} if self._asked.trace else {})
-        body_json = self._object([choice], self._words.kind, _usage(event), account)
+        told = account(event) | ({"tokens": self._traced(tokens)} if self._asked.trace else {})
+        body_json = self._object([choice], self._words.kind, usage(event), told)
         return JSONResponse(body_json, headers=self._headers(event))
 
     def _work(self, prompt: Prompt, top: int) -> Answer:
         request_id = self._request.state.request_id
-        plan = self._device.plan(Order(self._asked, prompt, top, self._put, self._cancelled, request_id))
-        self._plan, self._mode = plan, plan.mode
-        return plan.write()
+        answer, fault = None, None
+        try:
+            plan = self._device.plan(Order(self._asked, prompt, top, self._put, self._cancelled, request_id))
+            self._plan, self._mode = plan, plan.mode
+            answer = plan.write()
+            return answer
+        except BaseException as caught:
+            fault = caught
+            raise
+        finally:
+            self._remember(answer, fault)
+
+    def _remember(self, answer: Answer | None, fault: BaseException | None) -> None:
+        """Charge the key for what was written, and write down how it came about, whoever still reads."""
+        state = self._request.state
+        written = 0 if self._plan is None else self._plan.trail.tokens
+        state.charge(written if answer is None else usage(answer)["total_tokens"])
+        log_book = self._device.decisions
+        if log_book is None:
+            return
+        try:
+            log_book.keep(
+                decision(
+                    request_id=state.request_id, caller=state.caller, path=self._request.url.path, mode=self._mode,
+                    plan=self._plan, answer=answer, fault=fault,
+                )
+            )  # fmt: skip
+        except OSError as lost:
+            self._metrics.decisions_lost.inc()
+            log("decision lost", level=40, fault=lost, tier="device", request_id=state.request_id)
 
     def _put(self, event: Any) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -137,9 +165,9 @@ class Exchange:
                 yield chunk([choice], **told)
                 event = await self._next()
             self._count(event)
-            yield chunk([self._words.last(event.finish)], fedtandem=_account(event))
+            yield chunk([self._words.last(event.finish)], fedtandem=account(event))
             if self._asked.includes_usage:
-                yield chunk([], usage=_usage(event))
+                yield chunk([], usage=usage(event))
             yield DONE
         except Exception as fault:
             refusal = (
@@ -153,7 +181,7 @@ class Exchange:
 
     def _traced(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Per token its text (whole characters only), whose it is, u and τ: what a page colours."""
-        tau = 0.0 if self._plan is None else self._plan.tau
+        tau = 0.0 if self._plan is None else self._plan.gate.tau
         return [
             {
                 "text": self._characters.decode(token.spelled), "tier": TRACED[token.source.tier],
@@ -180,15 +208,15 @@ class Exchange:
         degraded = "" if self._plan is None else self._plan.degraded()
         headers = {"x-mode": self._mode, "x-degraded": degraded or "none", "cache-control": "no-store"}
         if answer is not None:
-            account = _account(answer)
-            headers["x-route"] = ", ".join(f"{tier}={n}" for tier, n in account["route"].items())
-            headers["x-verified-tokens"] = str(account["verified_tokens"])
+            told = account(answer)
+            headers["x-route"] = ", ".join(f"{tier}={n}" for tier, n in told["route"].items())
+            headers["x-verified-tokens"] = str(told["verified_tokens"])
             headers["x-degraded"] = answer.degraded or "none"
         return headers
 
     def _count(self, answer: Answer) -> None:
-        record, metrics, account = answer.record, self._metrics, _account(answer)
-        for tier, n in account["route"].items():
+        record, metrics = answer.record, self._metrics
+        for tier, n in account(answer)["route"].items():
             metrics.tokens.labels(tier).inc(n)
         metrics.drafted.labels("accepted").inc(record.accepted)
         metrics.drafted.labels("refused").inc(record.drafted - record.accepted)
@@ -199,32 +227,14 @@ class Exchange:
         metrics.ttft.observe(answer.first_s)
         metrics.speed.observe(answer.completion_tokens / max(1e-6, answer.seconds))
         if self._plan is not None:
-            metrics.tau.labels(self._plan.tau_reason).set(self._plan.tau)
+            gate = self._plan.gate
+            metrics.tau.labels(gate.scope).set(gate.tau)
+            metrics.price.set(gate.price_in_force)
         tell(
             self._request, mode=self._mode, finish=answer.finish, prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens, llm_passes=record.llm_passes,
             degraded=answer.degraded or "none", first_ms=round(1000 * answer.first_s, 1),
         )  # fmt: skip
-
-
-def _usage(answer: Answer) -> dict[str, int]:
-    prompt, completion = answer.prompt_tokens, answer.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _account(answer: Answer) -> dict[str, Any]:
-    """Who wrote the answer, and what it took."""
-    record = answer.record
-    degraded = answer.degraded_tokens
-    return {
-        "route": {
-            "slm": record.kept + record.accepted - degraded, "llm": record.own + record.corrected,
-            "degraded": degraded,
-        },
-        "verified_tokens": record.tokens - record.kept, "llm_passes": record.llm_passes,
-        "uplink_bytes": record.uplink_bytes, "downlink_bytes": record.downlink_bytes,
-        "error_bound": record.charged, "degraded": answer.degraded or "none",
-    }  # fmt: skip
 
 
 def _event(value: Mapping[str, Any]) -> bytes:

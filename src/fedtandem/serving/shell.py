@@ -8,17 +8,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from fedtandem import __version__
-from fedtandem.config.serve import LimitsConfig
 from fedtandem.errors import FedtandemError
+from fedtandem.serving.admission import Admission
 from fedtandem.serving.door import Door
 from fedtandem.serving.faults import Refusal, refusal_of
-from fedtandem.serving.keys import NAME, Caller, Keyring
+from fedtandem.serving.keys import NAME, Caller
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import Metrics
 
 FRAME = "application/vnd.fedtandem.frame"
 TENANT = "x-fedtandem-tenant"
 """Header: for whom an edge asks; believed of keys with the scope `relay` alone."""
+
+QUEUE = "x-queue"
+"""Header of a verification's reply: forward passes of the LLM that wait behind it."""
 
 
 def caller_of(request: Request) -> Caller:
@@ -51,8 +54,7 @@ def new_app(
     tier: str,
     *,
     scopes: Mapping[str, str],
-    keyring: Keyring,
-    limits: LimitsConfig,
+    admission: Admission,
     metrics: Metrics,
     is_ready: Callable[[], Awaitable[Mapping[str, object]]],
     refresh: Callable[[], None],
@@ -70,8 +72,7 @@ def new_app(
         Door,
         tier=tier,
         scopes={**scopes, "/metrics": "metrics"},
-        keyring=keyring,
-        limits=limits,
+        admission=admission,
         metrics=metrics,
     )  # type: ignore[arg-type,unused-ignore]
 

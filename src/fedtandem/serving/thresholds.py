@@ -46,7 +46,8 @@ class Thresholds:
     def __init__(
         self, cluster: str, price: float, valid_s: float, now_s: Callable[[], float] = time.time
     ) -> None:
-        self._cluster, self._price, self._valid_s, self._now_s = cluster, price, valid_s, now_s
+        self._cluster, self._now_s = cluster, now_s
+        self.set(price, valid_s)
         self._reports: dict[str, tuple[str, CalibrationReply]] = {}
         self._policy: Policy | None = None
         self._text = ""
@@ -54,6 +55,10 @@ class Thresholds:
         self._lock = threading.Lock()
         self.rounds = 0
         """Policies made, ever."""
+
+    def set(self, price: float, valid_s: float) -> None:
+        """Another λ from the next round on, another validity at once."""
+        self._price, self._valid_s = price, valid_s
 
     def report(self, key: str, reply: CalibrationReply) -> None:
         """Take a device's counts; they replace what it reported before.

@@ -8,21 +8,30 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
 
-from fedtandem.config.serve import LOOPBACK, CloudConfig, SecurityConfig, ServeConfig
+from fedtandem.config.serve import (
+    LOOPBACK,
+    CloudConfig,
+    DeviceConfig,
+    EdgeConfig,
+    SecurityConfig,
+    ServeConfig,
+)
 from fedtandem.errors import ConfigError
-from fedtandem.inference.policy import read_policy
+from fedtandem.inference.policy import Policy, read_policy
 from fedtandem.models.endpoint import Endpoint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model, locate
 from fedtandem.models.tokenizer import TextTokenizer
+from fedtandem.serving.admission import Admission, quotas_of, refuse_uncounted
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.cloud import cloud_app
 from fedtandem.serving.comparing import CompareService
+from fedtandem.serving.decisions import Decisions
 from fedtandem.serving.device import Device
 from fedtandem.serving.device_app import device_app
 from fedtandem.serving.edge import EdgeState, edge_app
@@ -30,6 +39,9 @@ from fedtandem.serving.keys import Keyring, read_keyring
 from fedtandem.serving.ledger import Ledger
 from fedtandem.serving.metrics import CloudMetrics, DeviceMetrics, EdgeMetrics
 from fedtandem.serving.policies import Policies
+from fedtandem.serving.pricing import Price
+from fedtandem.serving.quotas import SAVE_EVERY_S
+from fedtandem.serving.reloading import LIVE, Apply, Prepare
 from fedtandem.serving.sessions import Sessions
 from fedtandem.serving.syncing import sync
 from fedtandem.serving.upstream import Upstream
@@ -48,8 +60,10 @@ class Tier:
         host, port: to listen at; port 0 takes a free one.
         app: its routes.
         says: one line for who starts it.
+        admission: the rules at its door.
         close: lets threads and connections go; in the loop that served.
-        every_s, work: what is done again and again beside, in a thread; None: nothing.
+        prepare: checks another config and returns what puts it in force.
+        works: what is done again and again beside, in a thread, each every so many seconds.
     """
 
     name: str
@@ -57,9 +71,10 @@ class Tier:
     port: int
     app: FastAPI
     says: str
+    admission: Admission
     close: Callable[[], Awaitable[None]]
-    every_s: float = 0.0
-    work: Callable[[], None] | None = None
+    prepare: Prepare
+    works: tuple[tuple[float, Callable[[], None]], ...] = ()
 
 
 def build_cloud(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
@@ -72,14 +87,14 @@ def build_cloud(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         ConfigError, ModelError: it cannot be served so.
     """
     own = config.cloud
-    keyring = _keyring(config, own.host)
+    admission = _admission(config, "cloud", own.host, own.port)
     service = (
         _comparing(own)
         if own.endpoint is not None
         else _verifying(own, attest_key or _attest_key(config.security))
     )
-    app = cloud_app(service, keyring=keyring, limits=config.limits, metrics=CloudMetrics())
-    return Tier("cloud", own.host, own.port, app, f"verifies with {service.fingerprint}", service.close)
+    app = cloud_app(service, admission=admission, metrics=CloudMetrics())
+    return _tier("cloud", own, app, f"verifies with {service.fingerprint}", admission, service.close)
 
 
 def _verifying(own: CloudConfig, attest_key: bytes | None) -> VerifyService:
@@ -102,7 +117,7 @@ def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         ConfigError: as `build_cloud`.
     """
     own = config.edge
-    keyring = _keyring(config, own.host)
+    admission = _admission(config, "edge", own.host, own.port)
     limits = httpx.Limits(max_connections=own.max_in_flight, max_keepalive_connections=own.max_in_flight)
     key = _upstream_key(config.security)
     client = httpx.AsyncClient(
@@ -110,9 +125,21 @@ def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         headers={"Authorization": f"Bearer {key}"} if key else {}, **_tls(config.security),
     )  # fmt: skip
     state = EdgeState(own, client, attest_key or _attest_key(config.security))
-    app = edge_app(state, keyring=keyring, limits=config.limits, metrics=EdgeMetrics())
+    app = edge_app(state, admission=admission, metrics=EdgeMetrics())
     peers = "peers may share" if state.attest_key is not None else "no attest_key_file: peers share nothing"
-    return Tier("edge", own.host, own.port, app, f"goes on to {own.upstream}; {peers}", client.aclose)
+
+    def prepare(new: ServeConfig) -> Apply:
+        shown = _upstream_key(new.security)
+
+        def apply() -> None:
+            state.reconfigure(_live(state.config, new.edge, "edge"))
+            if shown:
+                client.headers["Authorization"] = f"Bearer {shown}"
+
+        return apply
+
+    says = f"goes on to {own.upstream}; {peers}"
+    return _tier("edge", own, app, says, admission, client.aclose, prepare)
 
 
 def build_device(config: ServeConfig) -> Tier:
@@ -122,30 +149,107 @@ def build_device(config: ServeConfig) -> Tier:
         ConfigError, ModelError: as `build_cloud`.
     """
     own = config.device
-    keyring = _keyring(config, own.host)
-    policy = None if own.policy is None else read_policy(Path(own.policy))
+    admission = _admission(config, "device", own.host, own.port)
+    policy = _policy(own)
+    decisions = _decisions(config)
     lm = _load(own.model)
-    upstream = None
+    upstream, price = None, Price(own.price_step, own.calls_per_s)
     if own.upstream is not None:
         upstream = Upstream(
             own.upstream, _upstream_key(config.security), connections=own.max_streams, fallback=own.fallback,
-            tls=_tls(config.security), own_tokenizer=lm.tokenizer,
+            tls=_tls(config.security), own_tokenizer=lm.tokenizer, price=price,
         )  # fmt: skip
     metrics = DeviceMetrics()
     batcher = Batcher(
         lm.session_reader(own.cache_mb * MIB), max_batch=own.max_streams,
         max_waiting=4 * (own.max_streams + own.max_waiting), name="slm",
     )  # fmt: skip
-    device = Device(own, lm, batcher, upstream, Policies(policy), Ledger(metrics))
-    app = device_app(device, keyring=keyring, limits=config.limits, metrics=metrics)
+    device = Device(own, lm, batcher, upstream, Policies(policy), Ledger(metrics), price, decisions)
+    app = device_app(device, admission=admission, metrics=metrics)
     beyond = "alone" if own.upstream is None else f"with {own.upstream}"
     says = (
         f"OpenAI's API under /v1, model {own.served_name!r}: {device.fingerprint} {beyond}, mode {own.mode}"
     )
-    return Tier(
-        "device", own.host, own.port, app, says, partial(asyncio.to_thread, device.close),
-        every_s=own.report_every_s, work=None if upstream is None else lambda: sync(device),
-    )  # fmt: skip
+
+    def prepare(new: ServeConfig) -> Apply:
+        fresh = _live(device.config, new.device, "device")
+        shown, own_policy = _upstream_key(new.security), _policy(fresh)
+        log_book, last = _decisions(new, device.decisions), device.decisions
+
+        def apply() -> None:
+            device.config, device.decisions = fresh, log_book
+            device.policies.own(own_policy)
+            price.set(fresh.price_step, fresh.calls_per_s)
+            if upstream is not None and shown:
+                upstream.show(shown)
+            if log_book is not None and log_book is last:
+                log_book.bound(round(new.decisions.max_mb * MIB))
+            elif last is not None:
+                last.close()
+
+        return apply
+
+    works = () if upstream is None else ((own.report_every_s, lambda: sync(device)),)
+    close = partial(asyncio.to_thread, device.close)
+    return _tier("device", own, app, says, admission, close, prepare, works)
+
+
+def _tier(
+    name: str,
+    own: DeviceConfig | EdgeConfig | CloudConfig,
+    app: FastAPI,
+    says: str,
+    admission: Admission,
+    close: Callable[[], Awaitable[None]],
+    prepare_own: Prepare = lambda _: lambda: None,
+    works: tuple[tuple[float, Callable[[], None]], ...] = (),
+) -> Tier:
+    """With what every tier has: rules that may be replaced, quotas that are saved."""
+    save = admission.quotas.save
+
+    def prepare(new: ServeConfig) -> Apply:
+        keyring = _keyring(new, own.host)
+        refuse_uncounted(keyring, new.limits)
+        apply_own = prepare_own(new)
+
+        def apply() -> None:
+            admission.replace(keyring, new.limits)
+            apply_own()
+
+        return apply
+
+    async def close_all() -> None:
+        await close()
+        await asyncio.to_thread(save)
+
+    works = (*works, (SAVE_EVERY_S, save))
+    return Tier(name, own.host, own.port, app, says, admission, close_all, prepare, works)
+
+
+OwnConfig = TypeVar("OwnConfig", DeviceConfig, EdgeConfig)
+
+
+def _live(now: OwnConfig, new: OwnConfig, section: str) -> OwnConfig:
+    """A tier's own section, which may be pointed elsewhere than the file says, with what can change."""
+    return now.model_copy(update={name: getattr(new, name) for name in LIVE[section]})
+
+
+def _policy(own: DeviceConfig) -> Policy | None:
+    return None if own.policy is None else read_policy(Path(own.policy))
+
+
+def _decisions(config: ServeConfig, held: Decisions | None = None) -> Decisions | None:
+    """The log a config wants; the one that is held where it is that one."""
+    folder = config.decisions.folder
+    if folder is None:
+        return None
+    if held is not None and held.folder == Path(folder):
+        return held
+    return Decisions(Path(folder), round(config.decisions.max_mb * MIB))
+
+
+def _admission(config: ServeConfig, tier: str, host: str, port: int) -> Admission:
+    return Admission(_keyring(config, host), config.limits, quotas_of(config.limits, tier, port))
 
 
 def _load(model: str) -> LanguageModel:

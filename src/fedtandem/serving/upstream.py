@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 import tempfile
 import threading
 import time
@@ -17,8 +18,9 @@ from fedtandem.errors import ModelError, NetworkError
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.breaker import Breaker
+from fedtandem.serving.pricing import Price
 from fedtandem.serving.sessions import UnknownPrefix
-from fedtandem.serving.shell import FRAME
+from fedtandem.serving.shell import FRAME, QUEUE
 
 TOKENIZER_FILES = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
@@ -63,12 +65,14 @@ class RemoteModel:
         tokenizer: its own, whole.
         limit: tokens its context holds.
         attests: whether it signs entries for peers.
+        relays: whether a server of its own answers requests with tools.
     """
 
     fingerprint: str
     tokenizer: TextTokenizer
     limit: int | None
     attests: bool
+    relays: bool = False
 
 
 class Line:
@@ -103,6 +107,7 @@ class Upstream:
         fallback: the cloud's own address; None: there is no other way.
         tls: `verify` and `cert` of httpx.
         own_tokenizer: used where the LLM's is the same, so that it need not be fetched.
+        price: told how busy the cloud is.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class Upstream:
         fallback: str | None = None,
         tls: dict[str, Any] | None = None,
         own_tokenizer: TextTokenizer | None = None,
+        price: Price | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=2 * connections, max_keepalive_connections=connections)
@@ -126,7 +132,7 @@ class Upstream:
             if one is not None
         ]
         self._tries = ThreadPoolExecutor(2 * connections, thread_name_prefix="upstream")
-        self._own = own_tokenizer
+        self._own, self._price = own_tokenizer, price
         self._model: RemoteModel | None = None
         self._lock = threading.Lock()
 
@@ -134,6 +140,11 @@ class Upstream:
     def breaker(self) -> Breaker:
         """Of the first address."""
         return self._lines[0].breaker
+
+    def show(self, key: str) -> None:
+        """Show another API key from now on."""
+        for line in self._lines:
+            line.client.headers["Authorization"] = f"Bearer {key}"
 
     def close(self) -> None:
         """Let the connections go."""
@@ -178,6 +189,8 @@ class Upstream:
         headers = {"Content-Type": FRAME, "x-request-id": request_id, **({PEERS: "draft"} if shares else {})}
         reply = self.post("/v1/verify", body, deadline_s, headers)
         if reply.status_code == 200:
+            if self._price is not None:
+                self._price.called(_number(reply.headers.get(QUEUE)))
             return reply.content
         code = _code(reply)
         if reply.status_code == 409:
@@ -186,6 +199,8 @@ class Upstream:
                 raise Outage("model-changed")
             raise UnknownPrefix("the upstream asks for the whole text.")
         if reply.status_code == 429:
+            if self._price is not None:
+                self._price.refused()
             raise Outage("busy", _retry_after(reply))
         raise Rejected(reply)
 
@@ -197,11 +212,13 @@ class Upstream:
         headers: Mapping[str, str],
         *,
         edge_only: bool = False,
+        is_hedged: bool = True,
     ) -> httpx.Response:
         """Send, with one hedged second try, over the other address where there is one; any reply below 500 counts.
 
         Args:
             edge_only: what the cloud itself does not know (peers, thresholds).
+            is_hedged: whether a slow first try gets company; a failed one always does.
 
         Raises:
             Outage: none came.
@@ -210,7 +227,7 @@ class Upstream:
         end = time.monotonic() + deadline_s
         try:
             running = {self._tries.submit(lines[0].send, "POST", path, body, deadline_s, headers)}
-            done, running = _first(running, deadline_s / 2)
+            done, running = _first(running, deadline_s / 2 if is_hedged else deadline_s)
             reply = _good(done)
             left = end - time.monotonic()
             if reply is None and left > 0:
@@ -264,8 +281,9 @@ class Upstream:
             )
         limit = said.get("limit")
         return RemoteModel(
-            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests"))
-        )
+            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests")),
+            bool(said.get("relays")),
+        )  # fmt: skip
 
     def _fetch_tokenizer(self) -> TextTokenizer:
         files = self._json("/v1/tokenizer")["files"]
@@ -319,6 +337,15 @@ def _said(reply: httpx.Response) -> str:
         return str(reply.json()["error"]["message"])[:300]
     except (KeyError, TypeError, ValueError):
         return "no message"
+
+
+def _number(text: str | None) -> float:
+    """Of a header; 0 where it says nothing."""
+    try:
+        value = float(text or 0)
+    except ValueError:
+        return 0.0
+    return value if 0 <= value < math.inf else 0.0
 
 
 def _retry_after(reply: httpx.Response) -> float:

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +22,8 @@ from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.batching import Batcher
+from fedtandem.serving.faults import Refusal
+from fedtandem.serving.openai_wire import RelayRequest
 from fedtandem.serving.sessions import Key, Sessions
 from fedtandem.serving.skew import refuse_another_model
 from fedtandem.serving.tenants import tenant_key
@@ -53,6 +56,7 @@ class VerifyService:
     ) -> None:
         self.lm, self.batcher, self.sessions = lm, batcher, sessions
         self.fingerprint = fingerprint(lm.name, lm.model, lm.tokenizer.card.hash)
+        self.relays = False
         self._attest_key, self._now_s = attest_key, now_s
         self._running: dict[Key, tuple[bytes, asyncio.Task[bytes]]] = {}
 
@@ -85,6 +89,19 @@ class VerifyService:
     def attests(self) -> bool:
         """Whether entries for peers are signed."""
         return self._attest_key is not None
+
+    @property
+    def queue(self) -> float:
+        """Forward passes that wait: jobs over those that share one."""
+        return self.batcher.waiting / self.batcher.max_batch
+
+    async def relay(self, asked: RelayRequest) -> Mapping[str, Any]:
+        """Not here: this model writes text.
+
+        Raises:
+            Refusal: always.
+        """
+        raise Refusal(400, "this cloud reads its LLM itself and calls no tools.", "not_served", "tools")
 
     async def verify(self, tenant: str, body: bytes) -> bytes:
         """Answer one request.

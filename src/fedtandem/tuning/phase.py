@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fedtandem.distillation.kd import Loss, LossCounts, Untaught
 from fedtandem.distillation.step import BatchPart, LossSettings, StepLosses, accumulate_gradients
-from fedtandem.errors import ModelError, OutOfMemoryFailure
+from fedtandem.errors import ConfigError, ModelError, OutOfMemoryFailure
 from fedtandem.models.language_model import Batch
 from fedtandem.tuning.batches import Example, plan_updates, replayed_per_batch, to_part, updates_per_epoch
 from fedtandem.tuning.distributed import World, join_world, sum_gradients, sum_numbers
+from fedtandem.tuning.dp_sgd import DPSteps
 from fedtandem.tuning.optimizer_state import export_state, import_state
 from fedtandem.tuning.schedule import Schedule, learning_rate_factor
 
@@ -135,6 +136,7 @@ def train_phase(
     on_step: OnStep | None = None,
     gradient_share_every: int = 10,
     on_batch: OnBatch | None = None,
+    dp: DPSteps | None = None,
 ) -> PhaseReport:
     """Train the model's trainable weights on the examples; the model ends in evaluation mode.
 
@@ -152,8 +154,10 @@ def train_phase(
         on_step: progress.
         gradient_share_every: the share of the soft gradient is measured at every n-th update; 0: never.
         on_batch: may add the gradient of a loss of its own to every update.
+        dp: updates by DP-SGD on the labels alone; nothing is replayed, and the report's losses are not to be told.
 
     Raises:
+        ConfigError: DP-SGD in more than one process.
         ModelError: nothing to train, foreign optimiser state, or a loss that is not a number.
         OutOfMemoryFailure: the batch does not fit.
         ValueError: replay_fraction or progress_span out of range.
@@ -169,14 +173,20 @@ def train_phase(
     before = [parameter.detach().to("cpu", copy=True) for parameter in names]
 
     distils = any(example.targets is not None for example in examples)
-    plan = plan_updates(
-        len(examples),
-        len(replay),
-        batch_size=_update_size(settings, world),
-        replay_fraction=replay_fraction,
-        num_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        generator=torch.Generator().manual_seed(seed),
+    if dp is not None and world.size > 1:
+        raise ConfigError(f"private tuning under DP-SGD runs in one process, not in {world.size}.")
+    plan = (
+        dp.plan(len(examples))
+        if dp is not None
+        else plan_updates(
+            len(examples),
+            len(replay),
+            batch_size=update_size(settings, world),
+            replay_fraction=replay_fraction,
+            num_epochs=settings.num_train_epochs,
+            max_steps=settings.max_steps,
+            generator=torch.Generator().manual_seed(seed),
+        )
     )
     history: list[StepLosses] = []
     with _training(lm, seed + world.rank), _memory_faults(settings):
@@ -191,13 +201,18 @@ def train_phase(
                     warmup_ratio=settings.warmup_ratio,
                 )
             optimizer.zero_grad(set_to_none=True)
-            own_loss = accumulate_gradients(
-                lm.logits_at,
-                _parts(batch[world.rank :: world.size], settings.batch_size, lm, distils),
-                settings.loss_settings,
-                sum((example.counts for example in batch), LossCounts(0, 0, 0)),
-                with_gradient_norms=distils and gradient_share_every > 0 and step % gradient_share_every == 0,
-            )
+            if dp is not None:
+                own_loss = dp.set_gradients(lm, examples, update, settings.batch_size)
+            else:
+                own_loss = accumulate_gradients(
+                    lm.logits_at,
+                    _parts(batch[world.rank :: world.size], settings.batch_size, lm, distils),
+                    settings.loss_settings,
+                    sum((example.counts for example in batch), LossCounts(0, 0, 0)),
+                    with_gradient_norms=distils
+                    and gradient_share_every > 0
+                    and step % gradient_share_every == 0,
+                )
             losses = _of_all_processes(own_loss, world, device)
             if not math.isfinite(losses.total):
                 raise ModelError(
@@ -207,7 +222,8 @@ def train_phase(
             if on_batch is not None:
                 on_batch(update.own, 1 / world.size)
             sum_gradients(list(names), world)
-            torch.nn.utils.clip_grad_norm_(list(names), settings.max_grad_norm or math.inf)
+            if dp is None:  # else every sample's was cut before the noise came
+                torch.nn.utils.clip_grad_norm_(list(names), settings.max_grad_norm or math.inf)
             optimizer.step()
             history.append(losses)
             if on_step is not None:
@@ -233,12 +249,13 @@ def count_steps(
     """How many updates a phase over `n_examples` will make; for estimates before anything is loaded."""
     if n_examples == 0 or settings.max_steps > 0:
         return min(n_examples, 1) * max(settings.max_steps, 0)
-    size = _update_size(settings, World(size=processes))
+    size = update_size(settings, World(size=processes))
     per_epoch = updates_per_epoch(n_examples, size, replayed_per_batch(size, replay_fraction))
     return math.ceil(settings.num_train_epochs * per_epoch)
 
 
-def _update_size(settings: PhaseSettings, world: World) -> int:
+def update_size(settings: PhaseSettings, world: World = World()) -> int:  # noqa: B008 (frozen)
+    """Examples that an update takes."""
     return settings.batch_size * settings.gradient_accumulation_steps * world.size
 
 

@@ -30,6 +30,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--from", type=Path, dest="last", metavar="POLICY", help="start from the policy in force"
     )
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="of --learn gradient")
+    parser.add_argument(
+        "--masked",
+        action="store_true",
+        help="experimental: edges see sums of at least 3 clients, no single one's",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
 
@@ -53,6 +58,7 @@ def call(arguments: argparse.Namespace) -> int:
         clusters=arguments.clusters,
         last=arguments.last,
         seed=arguments.seed,
+        masked=arguments.masked,
     )
     print(calibrate_command(request, json_output=arguments.json))
     return 0

@@ -110,7 +110,7 @@ def _finished(folder: Path, key: Mapping[str, Any]) -> dict[Cell, Outcome]:
 
 def _keep(folder: Path, key: Mapping[str, Any], cell: Cell, outcome: Outcome) -> None:
     seed, line = cell
-    items = {split: [float(f"{v:.6g}") for v in values.ravel()] for split, values in outcome.items.items()}
+    items = {split: plain(values.tolist()) for split, values in outcome.items.items()}
     kept = {"key": key, "seed": seed, "line": line, "figures": plain(outcome.figures), "items": items}
     name = "".join(c if c.isalnum() else "_" for c in line)
     write_text(folder / f"{seed:03d}-{name}.json", json.dumps(kept))

@@ -22,7 +22,7 @@ from fedtandem.algorithms.contrast import Contrast, make_contrast
 from fedtandem.algorithms.learner import Learner, Lesson, TestSet
 from fedtandem.algorithms.pool_rows import PoolScorer
 from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
-from fedtandem.checking.verdict import Verdict
+from fedtandem.checking.verdict import Checker, Verdict
 from fedtandem.data.chains import BASE_OPERATORS, STEP_LENGTH, ChainsSource
 from fedtandem.data.public import Sample
 from fedtandem.distillation.contrastive_reasoning import ContrastiveTerm
@@ -30,7 +30,7 @@ from fedtandem.errors import ModelError
 from fedtandem.evaluation.scorer import evaluate
 from fedtandem.models.encoded import Encoded
 from fedtandem.models.load import ModelSpec, load_model
-from fedtandem.selection.items import Checker, Pool
+from fedtandem.selection.items import Pool
 from fedtandem.studies.lada.contrast_tables import tables_and_bars
 from fedtandem.studies.lada.trial import Outcome, fresh_copy
 from fedtandem.tuning.phase import Example, PhaseSettings, train_phase

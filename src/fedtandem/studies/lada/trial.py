@@ -15,10 +15,12 @@ from fedtandem.algorithms.lessons import Choice
 from fedtandem.algorithms.selecting import Selecting, SelectionSettings, per_token
 from fedtandem.algorithms.settings import KnowledgeSettings, Unlabelled
 from fedtandem.checking.checkers import CheckSettings
+from fedtandem.checking.verdict import Checker
 from fedtandem.data.public import Sample
+from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.models.language_model import LanguageModel
-from fedtandem.selection.items import WRONG, Checker, ItemSelector, Pool
+from fedtandem.selection.items import WRONG, ItemSelector, Pool
 from fedtandem.selection.rank_correlation import spearman
 from fedtandem.studies.lada.mixed_pool import PATH_TOKENS, MixedPool
 from fedtandem.tuning.phase import PhaseSettings
@@ -87,7 +89,8 @@ class Outcome:
 
     Attributes:
         figures: JSON values.
-        items: test set -> right or not, item by item.
+        items: test set -> value of each item, (n,), and in a second row its weight where that is not 1, (2, n): the
+            figure is their quotient of sums.
     """
 
     figures: dict[str, Any]
@@ -131,7 +134,13 @@ def run_trial(client: Client, pool: MixedPool, arm: Arm, recipe: Recipe, seed: i
         },
         "cpu_seconds_whole": time.process_time() - started,
     }  # fmt: skip
-    return Outcome(figures, {split: found.item_values for split, found in measured.items()})
+    return Outcome(figures, {split: _items(found) for split, found in measured.items()})
+
+
+def _items(found: Evaluation) -> np.ndarray:
+    if (found.item_weights == 1).all():
+        return found.item_values
+    return np.stack([found.item_values, found.item_weights])
 
 
 def _learner(client: Client, pool: MixedPool, recipe: Recipe, seed: int, events: Events) -> Learner:

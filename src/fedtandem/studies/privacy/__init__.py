@@ -1,0 +1,1 @@
+"""Studies of what private data give away and of clients that lie."""
