@@ -50,6 +50,7 @@ def test_nothing_is_written_elsewhere_and_nobody_is_reached(
     assert str(run / "events.jsonl") in written  # the hook sees
     allowed = (str(run), str(cache), "/dev/", "/proc/", str(tmp_path / "tmp"))
     assert {path for path in written if not path.startswith(allowed)} == set()
-    assert list((tmp_path / "tmp").iterdir()) == []
+    # torch makes this one when it is imported; it stays empty.
+    assert [path for path in (tmp_path / "tmp").rglob("*") if not path.name.startswith("torchinductor")] == []
     assert list(home.iterdir()) == []
     assert seen(watched, "connect") | seen(watched, "name") == set()
