@@ -213,12 +213,8 @@ class Asking:
             refuse_what_cannot_be(reply, request, [draft.token for draft in row.pending], self.vocab_size)
         except InvalidMessage as fault:
             log(
-                "verdict not believed",
-                level=40,
-                tier="device",
-                request_id=self._terms.request_id,
-                says=str(fault),
-            )
+                "verdict not believed", level=40, tier="device", request_id=self._terms.request_id, says=str(fault)
+            )  # fmt: skip
             raise Outage("faulty") from fault
         return reply
 
