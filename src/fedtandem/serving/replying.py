@@ -162,17 +162,17 @@ class Exchange:
             opening = self._words.first()
             if opening is not None:
                 yield chunk([opening])
-            event = first
+            event: Piece | Answer | BaseException | None = first
             while isinstance(event, Piece):
-                more: Piece | Answer | BaseException | None = event
-                ready = []  # what is there already goes out in one write
-                while isinstance(more, Piece):
-                    choice = self._words.part(more.text, more.tokens)
-                    told = {"fedtandem": {"tokens": self._traced(more.tokens)}} if self._asked.trace else {}
+                ready: list[bytes] = []  # what is there already goes out in one write
+                while isinstance(event, Piece) and len(ready) < MOST_PIECES:
+                    choice = self._words.part(event.text, event.tokens)
+                    told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
                     ready.append(chunk([choice], **told))
-                    more = self._events.take()
+                    event = self._events.take()
                 yield b"".join(ready)
-                event = await self._next() if more is None else self._checked(more)
+                event = await self._next() if event is None else self._checked(event)
+            assert isinstance(event, Answer)
             self._count(event)
             yield chunk([self._words.last(event.finish)], fedtandem=account(event))
             if self._asked.includes_usage:
