@@ -120,7 +120,7 @@ def test_headers_that_never_end_are_not_waited_for(
         came = b""
         while part := line.recv(4000):
             came += part
-        assert came.startswith(says or before and b"HTTP/1.1 408")
+        assert came.startswith(says or (before and b"HTTP/1.1 408"))
 
 
 def test_headers_without_end_are_cut_off_before_they_fill_the_memory(device: str) -> None:

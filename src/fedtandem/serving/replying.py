@@ -162,17 +162,17 @@ class Exchange:
             opening = self._words.first()
             if opening is not None:
                 yield chunk([opening])
-            event: Piece | Answer | BaseException | None = first
+            event = first
             while isinstance(event, Piece):
+                more: Piece | Answer | BaseException | None = event
                 ready: list[bytes] = []  # what is there already goes out in one write
-                while isinstance(event, Piece) and len(ready) < MOST_PIECES:
-                    choice = self._words.part(event.text, event.tokens)
-                    told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
+                while isinstance(more, Piece) and len(ready) < MOST_PIECES:
+                    choice = self._words.part(more.text, more.tokens)
+                    told = {"fedtandem": {"tokens": self._traced(more.tokens)}} if self._asked.trace else {}
                     ready.append(chunk([choice], **told))
-                    event = self._events.take()
+                    more = self._events.take()
                 yield b"".join(ready)
-                event = await self._next() if event is None else self._checked(event)
-            assert isinstance(event, Answer)
+                event = await self._next() if more is None else self._checked(more)
             self._count(event)
             yield chunk([self._words.last(event.finish)], fedtandem=account(event))
             if self._asked.includes_usage:
@@ -236,9 +236,7 @@ class Exchange:
         metrics.ttft.observe(answer.first_s)
         metrics.speed.observe(answer.completion_tokens / max(1e-6, answer.seconds))
         if self._plan is not None:
-            gate = self._plan.gate
-            metrics.tau.labels(gate.scope).set(gate.tau)
-            metrics.price.set(gate.price_in_force)
+            metrics.tau.labels(self._plan.gate.scope).set(self._plan.gate.tau)
         tell(
             self._request, mode=self._mode, finish=answer.finish, prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens, llm_passes=record.llm_passes,
