@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedtandem.algorithms.contrast import Contrast, make_contrast
+from fedtandem.algorithms.learner import Learner
+from fedtandem.algorithms.sequence_scores import sequence_log_probs
 from fedtandem.config import RunConfig
 from fedtandem.errors import ConfigError
 from fedtandem.exchange.carrier import Envelope
@@ -19,6 +22,7 @@ from fedtandem.federation.store import RoundStore
 
 Tiny = Callable[..., RunConfig]
 UNLABELLED = ("public.labelled=false", "public.max_new_tokens=12")
+PEER = ("selection.lada.reference=peer",)
 CONTRAST = ("selection.selector=lada", "selection.lada.contrast_weight=0.5")
 LADA = ("selection.selector=lada", "selection.budget=6", "selection.probe=0.15")
 
@@ -126,7 +130,7 @@ def test_requests_ride_on_the_messages_that_are_due(tiny: Tiny, tmp_path: Path, 
 def test_killed_and_resumed_it_selects_and_learns_the_same(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool, selector: str
 ) -> None:
-    base = () if labelled else UNLABELLED
+    base = () if labelled else (*UNLABELLED, "selection.lada.contrast_weight=0.5", *PEER)
     config = tiny(*base, *LADA, f"selection.selector={selector}", "federation.keep_models=false")
     run_methods(config, ["fedmkt"], tmp_path / "whole")
     save, saves = RoundStore.save, 0
@@ -198,6 +202,33 @@ def test_refused_paths_are_not_learnt_and_a_failing_checker_is_said(
     assert sum(e["trained"] for e in items(tmp_path / "run")) <= used
 
 
+def test_the_producer_says_how_likely_it_finds_both_paths(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts travel with the request, their scores with the paths; at the pair both are the producer's, not its own."""
+    seen: list[tuple[str, float, float]] = []
+
+    def watched(learner: Learner, *args: Any, **told: Any) -> Contrast:
+        contrast = make_contrast(learner, *args, **told)
+        for pair in contrast.pairs.values():
+            own = sequence_log_probs(learner.lm, [pair.pos, pair.neg])
+            seen.append((learner.name, abs(pair.ref_pos - own[0]), abs(pair.ref_neg - own[1])))
+        return contrast
+
+    monkeypatch.setattr("fedtandem.algorithms.selecting.make_contrast", watched)
+    sent: list[tuple[str, Envelope]] = []
+    config = tiny(*UNLABELLED, *LADA, *CONTRAST, *PEER, "selection.budget=14")
+    run_methods(
+        config, ["fedmkt"], tmp_path / "run", faults=lambda party, envelope: sent.append((party, envelope))
+    )
+    assert {name for name, _, _ in seen} == {"server", "clinic-a", "clinic-b"}
+    assert all(pos > 1e-3 and neg > 1e-3 for _, pos, neg in seen)  # another model's numbers
+    requests = [WorkRequest.from_envelope(e) for _, e in sent if e.kind in ("work", "finish")]
+    assert any(r.drafts and any(r.drafts) for r in requests)
+    told = [r.knowledge for r in requests if r.knowledge is not None]
+    assert any(k.of_drafts is not None and np.isfinite(k.of_drafts).any() for k in told)
+
+
 def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: Tiny, tmp_path: Path) -> None:
     run_methods(
         tiny(*UNLABELLED, "selection.selector=random", "selection.budget=14"), ["fedmkt"], tmp_path / "run"
@@ -214,7 +245,8 @@ def test_of_several_offers_the_surest_of_those_that_kept_the_item_teaches(tiny: 
     [
         (("selection.selector=verified_gap",), "name one in public.check"),
         (CONTRAST, "compares written paths"),
-        ((*UNLABELLED, *CONTRAST, "selection.lada.reference=peer"), 'use "self" or "none"'),
+        ((*UNLABELLED, *CONTRAST, *PEER, "selection.context=fresh"), 'Use "cached"'),
+        ((*UNLABELLED, *CONTRAST, *PEER, "selection.lada.negative=first_wrong_step"), "not one step of it"),
         ((*UNLABELLED, "selection.selector=no_module:f"), "cannot be imported"),
         ((*UNLABELLED, "public.check=no_module:f", "selection.selector=gap"), "no_module"),
     ],

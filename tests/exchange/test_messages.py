@@ -61,9 +61,23 @@ def test_a_message_comes_back_with_every_field_and_encodes_to_the_same_bytes(
 
 
 def test_every_field_of_a_work_reply_arrives(knowledge: Make, adapter: dict[str, np.ndarray]) -> None:
-    sent = WorkReply(2, "clinic-a", knowledge(), adapter, [{"loss": 0.5}], 12)
+    of_drafts = np.array([np.inf, 0.5, np.inf, 0.25, 1, np.inf], np.float32)
+    asked = (np.array([0, 3, 5]), ("", " 3 + 4 = 7", " é"))
+    sent = WorkReply(
+        2, "clinic-a", replace(knowledge(), of_drafts=of_drafts), adapter, [{"loss": 0.5}], 12, *asked
+    )
     got = WorkReply.from_envelope(sent.to_envelope())
     assert all(same(getattr(sent, f.name), getattr(got, f.name)) for f in fields(sent))
+
+
+def test_one_draft_for_each_wanted_item_and_one_score_for_each_sample(knowledge: Make) -> None:
+    with pytest.raises(InvalidMessage, match=r"drafts = 1 texts; expected 2, one for each wanted item"):
+        WorkReply.from_envelope(
+            WorkReply(2, "clinic-a", None, None, [], 1, np.array([0, 3]), ("alone",)).to_envelope()
+        )
+    for scores, told in ((np.zeros(5), "5 scores; expected 6"), (np.full(6, np.nan), "nan at sample 0")):
+        with pytest.raises(InvalidMessage, match=rf"knowledge\.of_drafts = {told}"):
+            replace(knowledge(), of_drafts=scores.astype(np.float32)).check()
 
 
 def test_every_field_of_a_card_arrives(card: Card) -> None:

@@ -34,7 +34,8 @@ class Record:
         self.folder = folder
         self.about: dict[str, Any] = {
             "schema": 1, "name": "two", "methods": ["fedmkt", *controls], "carrier": "flower", "status": "running",
-            "config": {"federation": {"num_rounds": rounds}}, "models": {"server": {}, "clinic-a": {}, "clinic-b": {}},
+            "config": {"federation": {"num_rounds": rounds}, "clients": [{"name": name} for name in CLIENTS]},
+            "models": {"server": {}},  # as of a deployed run, whose clients' models are elsewhere
         }  # fmt: skip
         self.say()
         (folder / "events.jsonl").touch()

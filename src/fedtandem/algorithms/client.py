@@ -16,6 +16,7 @@ from fedtandem.algorithms.lessons import (
     choose,
     choose_paths,
     generator_of,
+    score_drafts,
     write_knowledge,
 )
 from fedtandem.algorithms.meeting import (
@@ -194,8 +195,8 @@ class Client:
             learner.tune(request.round)
         knowledge = None
         if passes and self._needs_scores():
-            knowledge = self._make_knowledge(request.round, request.wanted)
-        wanted = self._ask_ahead(request.round, knowledge) if passes else None
+            knowledge = self._make_knowledge(request)
+        wanted, drafts = self._ask_ahead(request.round, knowledge) if passes else (None, None)
         sent = None
         if knowledge is not None and self.flow.up:
             sent = knowledge if request.want_rows else without_rows(knowledge)
@@ -204,7 +205,7 @@ class Client:
             adapter = {name: value.float().numpy() for name, value in learner.lm.state().items()}
         reply = WorkReply(
             round=request.round, party=learner.name, knowledge=sent, adapter=adapter, metrics=[],
-            n_private=len(learner.own), wanted=wanted,
+            n_private=len(learner.own), wanted=wanted, drafts=drafts,
         ).to_envelope()  # fmt: skip
         selection = {} if self.selecting is None else self.selecting.state()
         files = {"reply": reply.to_bytes(), "state": pack_state({**learner.state(), **selection})}
@@ -246,15 +247,18 @@ class Client:
         alone = not self.flow.down
         return self.flow.clients_learn and (alone if self.learner.unlabelled is not None else not alone)
 
-    def _ask_ahead(self, round_number: int, own: Knowledge | None) -> np.ndarray | None:
-        """The items of the next lesson, named by the very model that will be trained on them."""
-        if self.selecting is None or not self.selecting.asks_ahead:
-            return None
-        self.selecting.choose(round_number, [self.learner.name], own)
-        return self.selecting.wanted(self.learner.name)
+    def _ask_ahead(
+        self, round_number: int, own: Knowledge | None
+    ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+        """The items of the next lesson, named by the very model that will be trained on them; and its own paths."""
+        selecting, name = self.selecting, self.learner.name
+        if selecting is None or not selecting.asks_ahead:
+            return None, None
+        selecting.choose(round_number, [name], own, self.repeats_private)
+        return selecting.wanted(name), selecting.drafts_of_wanted(name)
 
-    def _make_knowledge(self, round_number: int, wanted: np.ndarray | None) -> Knowledge:
-        learner = self.learner
+    def _make_knowledge(self, request: WorkRequest) -> Knowledge:
+        learner, round_number, wanted = self.learner, request.round, request.wanted
         texts = None
         want = self.flow.up or learner.knowledge.on_self == "self"
         if learner.unlabelled is None:
@@ -280,6 +284,7 @@ class Client:
             scores=scores, sample_index=np.arange(len(scores) if want else 0, dtype=np.int32),
             rows=rows if want else None,
             texts=tuple(texts) if texts is not None else None, values=learner.knowledge.values,
+            of_drafts=score_drafts(learner, round_number, wanted, request.drafts),
         ))  # fmt: skip
 
     def _what_the_server_tells(self, request: WorkRequest) -> Knowledge | None:

@@ -30,6 +30,20 @@ class PathPair:
     paths: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the producer said of an item's two paths.
+
+    Attributes:
+        draft: the receiver's own path, written before the exchange.
+        of_path, of_draft: log-probability of the producer's path and of the draft under the producer, in nats.
+    """
+
+    draft: str
+    of_path: float
+    of_draft: float
+
+
 @dataclass
 class Contrast:
     """Called in every update with the lesson's places in it: notes who was in which batch, adds the loss's gradient.
@@ -105,13 +119,15 @@ def make_contrast(
     terms: Mapping[str, LossTerm | None],
     places: Mapping[str, np.ndarray],
     peer: PeerLogProbs | None = None,
+    told: Mapping[int, Told] | None = None,
 ) -> Contrast:
     """Write the receiver's own paths for the lesson's items and score both sides under the reference.
 
     Args:
         kept: the pool's item at each place of the lesson.
         terms, places: per client its loss and the places of its pair's items.
-        peer: asks the producer; needed for `reference = "peer"`.
+        peer: asks the producer; for `reference = "peer"` where that can be done now.
+        told: place -> what the producer said already; then its drafts are the receiver's paths, and none is written.
     """
     contrast = Contrast(learner, {}, np.full(len(lesson.texts), -1, np.int64))
     wanted = [
@@ -119,12 +135,21 @@ def make_contrast(
         for client, term in terms.items()
         if term is not None and learner.unlabelled is not None
         for at in places[client]
+        if told is None or int(at) in told
     ]
     if not wanted or learner.unlabelled is None:
         return contrast
     items = [int(kept[at]) for at, _ in wanted]
-    written = learner.write(
-        round_number, learner.unlabelled.max_new_tokens, NEGATIVE_TEMPERATURE, index=items, phase="negatives"
+    written = (
+        [told[int(at)].draft for at, _ in wanted]
+        if told is not None
+        else learner.write(
+            round_number,
+            learner.unlabelled.max_new_tokens,
+            NEGATIVE_TEMPERATURE,
+            index=items,
+            phase="negatives",
+        )
     )
     scorer.verdicts(items, [_path_text(learner, lesson.texts[at]) for at, _ in wanted])
     scorer.verdicts(items, written)
@@ -134,7 +159,9 @@ def make_contrast(
             side = prefer(scorer.verdict(item, learnt), scorer.verdict(item, own), term.prefer)
             found = _pair(learner, scorer, item, (learnt, own) if side > 0 else (own, learnt), term)
             if side != 0 and found is not None:
-                contrast.pairs[at] = found
+                contrast.pairs[at] = found if told is None else _as_told(found, told[at])
+    if told is not None:
+        return contrast
     _refer(contrast.pairs, learner, {at: item for (at, _), item in zip(wanted, items, strict=True)}, peer)
     return contrast
 
@@ -153,6 +180,13 @@ def _pair(
             return None
         neg = cut
     return PathPair(pos, neg, 0.0, 0.0, term, paths)
+
+
+def _as_told(pair: PathPair, told: Told) -> PathPair:
+    """The pair with the producer as reference; the draft may be the better path."""
+    if pair.paths[0] == told.draft:
+        return replace(pair, ref_pos=told.of_draft, ref_neg=told.of_path)
+    return replace(pair, ref_pos=told.of_path, ref_neg=told.of_draft)
 
 
 def _refer(

@@ -145,17 +145,18 @@ def _ask(
 ) -> dict[str, WorkReply] | None:
     last = round_number > server.rounds.num_rounds
     # Who is sent the same gets the same bytes, packed once.
-    written: dict[tuple[int, bool, bytes], Envelope] = {}
+    written: dict[tuple[int, bool, bytes, tuple[str, ...] | None], Envelope] = {}
     requests = {}
     for name in names:
         told, stands = knowledge[name], server.has_told(name, knowledge[name])
         wanted = None if give_back or last else server.wanted_from(name)
-        content = (id(told), stands, b"" if wanted is None else wanted.tobytes())
+        drafts = None if wanted is None else server.drafts_for(name)
+        content = (id(told), stands, b"" if wanted is None else wanted.tobytes(), drafts)
         if content not in written:
             written[content] = WorkRequest(
                 round=round_number, knowledge=None if stands else told, adapter=adapter, distil=distil, tune=tune,
                 want_rows=not server.learner.knowledge.two_phase, return_adapter=give_back,
-                stands=told.round if stands and told is not None else None, wanted=wanted,
+                stands=told.round if stands and told is not None else None, wanted=wanted, drafts=drafts,
             ).to_envelope(kind="finish" if last else "work")  # fmt: skip
         requests[name] = written[content]
 

@@ -184,6 +184,24 @@ def _text(knowledge: Knowledge, sample: int) -> str:
     return knowledge.texts[sample]
 
 
+def score_drafts(
+    learner: Learner, round_number: int, items: np.ndarray | None, drafts: Sequence[str] | None
+) -> np.ndarray | None:
+    """The learner's score of another party's own paths; (N,) float32, inf where there is none.
+
+    Args:
+        items: public samples, (M,); with `drafts`, M texts. None: nobody asked.
+    """
+    if items is None or drafts is None:
+        return None
+    found = np.full(len(learner.public), np.inf, np.float32)
+    at = [i for i, text in zip(items.tolist(), drafts, strict=True) if text]
+    if at:
+        texts = learner.answered(at, [text for text in drafts if text])
+        found[at] = learner.pass_over(texts, round_number, want_rows=False)[0]
+    return found
+
+
 def write_knowledge(
     learner: Learner,
     unlabelled: Unlabelled,

@@ -36,14 +36,18 @@ class KnowledgeNoise:
         noise = None
         if self.score_noise or self.row_noise:
             digest = hashlib.sha256(np.ascontiguousarray(knowledge.scores).tobytes())
+            if knowledge.of_drafts is not None:
+                digest.update(knowledge.of_drafts.tobytes())
             if knowledge.rows is not None:
                 digest.update(knowledge.rows.token_ids.tobytes() + knowledge.rows.log_probs.tobytes())
             noise = SecretNoise(self.key, f"knowledge/{knowledge.round}/{digest.hexdigest()}")
         scores = noised_scores(knowledge.scores, self.score_clip, self.score_noise, noise)
-        rows = knowledge.rows
+        rows, of_drafts = knowledge.rows, knowledge.of_drafts
         if rows is not None:
             rows = noised_rows(rows, self.row_clip, self.row_noise, noise)
-        return replace(knowledge, scores=scores, rows=rows)
+        if of_drafts is not None:
+            of_drafts = noised_scores(of_drafts, self.score_clip, self.score_noise, noise)
+        return replace(knowledge, scores=scores, rows=rows, of_drafts=of_drafts)
 
 
 def noised_scores(

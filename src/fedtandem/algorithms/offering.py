@@ -1,9 +1,10 @@
 """The sending side of selection: of all a party knows, what a receiver asked for and nothing else."""
 
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.selection.items import Ids, ItemSelector, Pair, Pool, ScoreRows, count_of
@@ -20,6 +21,8 @@ class Offering:
         budget, pool: as the clients have them.
         can_repeat: the selector looks at nothing but what the server knows as well.
         asked: client -> the items it asked for; a client that has not asked is taught nothing yet.
+        drafts: client -> its own paths of these items, where it wants them scored.
+        of_drafts: client -> what the server makes of them; (N,) float32.
     """
 
     selector: ItemSelector | None
@@ -27,10 +30,41 @@ class Offering:
     pool: Pool
     can_repeat: bool = False
     asked: dict[str, Ids] = field(default_factory=dict)
+    drafts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    of_drafts: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.selector is not None:
             self.selector.setup(self.pool)
+
+    def note(self, client: str, wanted: Ids | None, drafts: tuple[str, ...] | None) -> None:
+        """A client's newest request."""
+        if wanted is not None:
+            self.asked[client] = wanted
+        if wanted is not None and drafts is not None:
+            self.drafts[client] = drafts
+
+    def state(self) -> bytes:
+        """What a resumed run needs to send the same."""
+        whole = {
+            "asked": {name: np.asarray(ids, "<i4").tobytes().hex() for name, ids in self.asked.items()},
+            "of_drafts": {
+                name: values.astype("<f4").tobytes().hex() for name, values in self.of_drafts.items()
+            },
+        }
+        return json.dumps(whole).encode()
+
+    def load_state(self, state: bytes) -> None:
+        """Go back to what `state()` gave."""
+        whole = json.loads(state)
+        self.asked = {
+            name: np.frombuffer(bytes.fromhex(ids), "<i4").astype(np.int64)
+            for name, ids in whole["asked"].items()
+        }
+        self.of_drafts = {
+            name: np.frombuffer(bytes.fromhex(values), "<f4").copy()
+            for name, values in whole["of_drafts"].items()
+        }
 
     def items(
         self, client: str, round_number: int, knowledge: Knowledge, receiver_scores: np.ndarray | None,
@@ -76,13 +110,3 @@ def only_items(knowledge: Knowledge, items: Ids) -> Knowledge:
     keep[items] = True
     texts = tuple(text if kept else "" for text, kept in zip(knowledge.texts, keep, strict=True))
     return replace(knowledge, texts=texts, scores=np.where(keep, knowledge.scores, np.inf).astype(np.float32))
-
-
-def as_hex(asked: Mapping[str, Ids]) -> dict[str, str]:
-    """Requests for a JSON file."""
-    return {name: np.asarray(ids, "<i4").tobytes().hex() for name, ids in asked.items()}
-
-
-def from_hex(written: Mapping[str, str]) -> dict[str, Ids]:
-    """The inverse of `as_hex`."""
-    return {name: np.frombuffer(bytes.fromhex(ids), "<i4").astype(np.int64) for name, ids in written.items()}

@@ -8,7 +8,7 @@ Source: specification of LaDa, sections 2, 4 and 5.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedtandem.algorithms.contrast import Contrast, make_contrast
+from fedtandem.algorithms.contrast import NEGATIVE_TEMPERATURE, Contrast, Told, make_contrast
 from fedtandem.algorithms.learner import Learner, Lesson, phase_seed
 from fedtandem.algorithms.lessons import Choice
 from fedtandem.algorithms.pool_rows import PoolScorer
@@ -57,6 +57,8 @@ class SelectionSettings:
     """Score only so many items, drawn anew each round."""
     checker: Checker | None = None
     """Judges paths in place of the learner's own check."""
+    drafts: bool = False
+    """The receiver writes its own path of every item it asks for, and the producer says how likely it finds it."""
 
 
 class Selecting:
@@ -85,6 +87,8 @@ class Selecting:
         self.direction: Direction = direction
         self.scorer = PoolScorer(learner, pool, selector.needs, settings.checker)
         self.held: dict[str, dict[int, Path]] = {}
+        self.drafts: dict[str, dict[int, str]] = {}
+        self._of_drafts: dict[str, Floats] = {}
         self.chosen: dict[str, Selection] = {}
         selector.setup(pool)
 
@@ -103,6 +107,8 @@ class Selecting:
         if not self.asks_ahead:
             self.held[client] = {}
         held = self.held.setdefault(client, {})
+        if knowledge.of_drafts is not None:
+            self._of_drafts[client] = knowledge.of_drafts.astype(np.float64)
         labelled = knowledge.texts is None
         for i in np.flatnonzero(np.isfinite(knowledge.scores)).tolist():
             text = (self.learner.public[i].answer or "") if labelled else (knowledge.texts or ())[i]
@@ -111,13 +117,20 @@ class Selecting:
                 log_prob = -float(knowledge.scores[i]) * n_bytes
                 held[i] = Path(text, log_prob, n_bytes, knowledge.party, knowledge.round)
 
-    def choose(self, round_number: int, clients: Sequence[str], own: Knowledge | None) -> None:
+    def choose(
+        self,
+        round_number: int,
+        clients: Sequence[str],
+        own: Knowledge | None,
+        refuse: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Name the items of each pair.
 
         Args:
             round_number: the round in which they are learnt.
             clients: the pairs.
             own: what the receiver itself makes of the pool, by its present weights.
+            refuse: true for an own path that must not be sent (it repeats private text).
         """
         n_wanted = count_of(self.settings.budget, self.pool.n_items)
         rows = {}
@@ -132,6 +145,26 @@ class Selecting:
                     round_number, self.pair(client), rows[client], n_wanted
                 )
         self.scorer.report_failures(round_number)
+        if self.settings.drafts and self.learner.unlabelled is not None:
+            for client in clients:
+                ids = self.ids(client).tolist()
+                drafts = self.learner.write(
+                    round_number,
+                    self.learner.unlabelled.max_new_tokens,
+                    NEGATIVE_TEMPERATURE,
+                    index=ids,
+                    phase="drafts",
+                )
+                self.drafts[client] = {
+                    i: text for i, text in zip(ids, drafts, strict=True) if text and not refuse(text)
+                }
+
+    def drafts_of_wanted(self, client: str) -> tuple[str, ...] | None:
+        """The receiver's own path of each item of `wanted`, "" for none; None where none are to be scored."""
+        if not self.settings.drafts:
+            return None
+        drafts = self.drafts.get(client, {})
+        return tuple(drafts.get(int(i), "") for i in self.wanted(client))
 
     def _candidates(self, round_number: int, client: str) -> Ids:
         """What is scored: all items, or a draw of them; the probe always, where the selector needs one.
@@ -278,8 +311,24 @@ class Selecting:
             if client in self.chosen
         }
         places = {client: mine[client] for client in terms}
+        told = self._told(choice.kept, places) if self.settings.drafts else None
         with self.scorer.judging(round_number) if any(terms.values()) else nullcontext():
-            return make_contrast(self.learner, self.scorer, round_number, lesson, choice.kept, terms, places)
+            return make_contrast(
+                self.learner, self.scorer, round_number, lesson, choice.kept, terms, places, told=told
+            )
+
+    def _told(self, kept: Ids, places: Mapping[str, np.ndarray]) -> dict[int, Told]:
+        """Place in the lesson -> what the producer said of its own path and of the receiver's draft."""
+        told = {}
+        for client, at in places.items():
+            scores, held = self._of_drafts.get(client), self.held.get(client, {})
+            drafts = self.drafts.get(client, {})
+            for place, item in zip(at.tolist(), kept[at].tolist(), strict=True):
+                if scores is not None and item in drafts and item in held and np.isfinite(scores[item]):
+                    draft = drafts[item]
+                    log_prob = -float(scores[item]) * len(draft.encode())
+                    told[place] = Told(draft, held[item].seq_log_prob, log_prob)
+        return told
 
     def _measure(
         self, texts: Sequence[Encoded], clients: Mapping[str, str]
@@ -340,6 +389,7 @@ class Selecting:
                 client: [s.ids.tolist(), s.scores.tolist(), s.propensity.tolist(), s.reasons, s.updates_of]
                 for client, s in sorted(self.chosen.items())
             },
+            "drafts": {client: sorted(drafts.items()) for client, drafts in sorted(self.drafts.items())},
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8).copy()
         return {"selection": {"about": torch.from_numpy(text)}, "selector": self.selector.state_dict()}
@@ -350,6 +400,9 @@ class Selecting:
         self.held = {
             client: {int(item): Path(*values) for item, *values in paths}
             for client, paths in about["held"].items()
+        }
+        self.drafts = {
+            client: {int(i): text for i, text in drafts} for client, drafts in about["drafts"].items()
         }
         self.chosen = {
             client: Selection(

@@ -16,6 +16,7 @@ from fedtandem.algorithms.lessons import (
     choose,
     choose_paths,
     generator_of,
+    score_drafts,
     write_knowledge,
 )
 from fedtandem.algorithms.meeting import (
@@ -29,7 +30,7 @@ from fedtandem.algorithms.meeting import (
     without_own_rows,
     without_rows,
 )
-from fedtandem.algorithms.offering import Offering, as_hex, from_hex, only_items
+from fedtandem.algorithms.offering import Offering, only_items
 from fedtandem.algorithms.selecting import Selecting
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
@@ -157,9 +158,8 @@ class Server:
     def note_requests(self, replies: Mapping[str, WorkReply]) -> None:
         """Remember what each client asked to be taught."""
         if self.offering is not None:
-            self.offering.asked |= {
-                name: reply.wanted for name, reply in replies.items() if reply.wanted is not None
-            }
+            for name, reply in replies.items():
+                self.offering.note(name, reply.wanted, reply.drafts)
 
     # -- one round -------------------------------------------------------------------------------------------------
 
@@ -177,6 +177,10 @@ class Server:
         if self.selecting is None or not self.selecting.asks_ahead:
             return None
         return self.selecting.wanted(name)
+
+    def drafts_for(self, name: str) -> tuple[str, ...] | None:
+        """The server's own paths of what it asks a client for, where the client is to score them."""
+        return None if self.selecting is None else self.selecting.drafts_of_wanted(name)
 
     def learn(self, round_number: int, replies: Mapping[str, Knowledge], fetch: "Fetch") -> None:
         """Steps 4-6: choose who teaches which sample, bring the rows over, train.
@@ -302,10 +306,21 @@ class Server:
             and (self.flow.up or self.flow.down or self._studies_alone())
         ):
             self._pass(round_number)
+        self._score_drafts(round_number)
         if self.rounds.evaluates(round_number) and (changed or last):
             self.report(round_number, self.learner.evaluate(round_number))
         self._ask_ahead(round_number + 1)
         self.commit(round_number)
+
+    def _score_drafts(self, round_number: int) -> None:
+        """What the clients' own paths are worth to the server, which they measure a contrast against."""
+        if self.offering is None or not self.flow.down:
+            return
+        for name, drafts in self.offering.drafts.items():
+            found = score_drafts(self.learner, round_number, self.offering.asked[name], drafts)
+            if found is not None:
+                self.offering.of_drafts[name] = found
+        self.offering.drafts.clear()
 
     def _studies_alone(self) -> bool:
         return self.learner.unlabelled is not None
@@ -390,7 +405,7 @@ class Server:
         items = offering.items(name, round_number, knowledge, None, None)
         if items is None:
             return knowledge if knowledge.rows is None else without_rows(knowledge)
-        told = only_items(knowledge, items)
+        told = replace(only_items(knowledge, items), of_drafts=offering.of_drafts.get(name))
         if knowledge.rows is None:
             return told
         written = np.flatnonzero(np.isfinite(told.scores))
@@ -433,7 +448,7 @@ class Server:
         if self.defence is not None:
             files["quarantine.json"] = self.defence.to_bytes()
         if self.offering is not None:
-            files["asked.json"] = json.dumps(as_hex(self.offering.asked)).encode()
+            files["asked.json"] = self.offering.state()
         files["scores.json"] = json.dumps(
             {
                 name: np.asarray(scores, dtype="<f4").tobytes().hex()
@@ -462,7 +477,7 @@ class Server:
         if self.defence is not None:
             self.defence.restore(files["quarantine.json"])
         if self.offering is not None:
-            self.offering.asked = from_hex(json.loads(files["asked.json"]))
+            self.offering.load_state(files["asked.json"])
         if self.learner.replay_fraction > 0 and not self.learner.own:
             self._answers_of_the_untouched_model()
         return int(keys[-1])

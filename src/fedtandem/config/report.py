@@ -4,6 +4,8 @@ from typing import Literal
 
 from fedtandem.config.section import Section
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
 
 class ReportConfig(Section):
     """The page beside the record; the record itself (run.json, events.jsonl) is always written."""
@@ -12,5 +14,6 @@ class ReportConfig(Section):
     """Write report.html."""
     open: bool = False
     """Open it in the browser."""
-    report_to: Literal["none"] = "none"
-    """Experiment trackers; nothing is sent anywhere."""
+    report_to: Literal["none", "all"] | TrackerName | tuple[TrackerName, ...] = "none"
+    """Experiment trackers, as in transformers: one, several, "all" that are installed, or "none". They write into the
+    run folder; nothing is sent anywhere unless your environment says so."""

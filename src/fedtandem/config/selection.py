@@ -76,6 +76,11 @@ class SelectionConfig(Section):
     lada: LadaConfig = LadaConfig()
     """The learned selector."""
 
+    def asks_for_drafts(self, selector: str) -> bool:
+        """Whether receivers send their own paths, for the producer to say how likely it finds them."""
+        contrasts = selector in ("lada", "lada_shuffled") and self.lada.contrast_weight > 0
+        return contrasts and self.lada.reference == "peer"
+
     @model_validator(mode="before")
     @classmethod
     def _a_rule_in_place_of_a_selector(cls, values: Any) -> Any:

@@ -38,6 +38,8 @@ class Knowledge:
         texts: the path written for each prompt, "" where none is sent; N texts; None on a labelled set.
         tau: the temperature the rows were made at.
         values: how log-probabilities travel, half precision or steps of 1/16 nat.
+        of_drafts: this model's score of the paths the receiver drafted, in the unit of `scores`; (N,) float32, +inf =
+            none; None where none were asked about.
 
     Source: FedMKT, arXiv:2406.02224v4, section 3 (S_m); specification, sections 4 and 11.
     """
@@ -52,6 +54,7 @@ class Knowledge:
     texts: tuple[str, ...] | None = None
     tau: float = 1.0
     values: Values = "fp16"
+    of_drafts: npt.NDArray[np.float32] | None = None
 
     def check(self, expected: Expected = ANY) -> None:
         """Refuse what no model can have made, or what does not fit the parties; the receiver does so too.
@@ -59,8 +62,14 @@ class Knowledge:
         Raises:
             InvalidMessage: naming party, round, field, value and remedy.
         """
-        _check_scores(self, expected)
+        _check_scores(self, "scores", self.scores, expected)
+        if self.of_drafts is not None:
+            _check_scores(self, "of_drafts", self.of_drafts, expected)
         n_samples, index = len(self.scores), np.asarray(self.sample_index)
+        if self.of_drafts is not None and len(self.of_drafts) != n_samples:
+            raise _refuse(
+                self, "of_drafts", f"{len(self.of_drafts)} scores", f"{n_samples}, as in scores", MEND
+            )
         if index.ndim != 1 or (index[1:] <= index[:-1]).any():
             raise _refuse(self, "sample_index", index, "ascending sample numbers, each once", MEND)
         if len(index) and not 0 <= int(index[0]) <= int(index[-1]) < n_samples:
@@ -88,6 +97,9 @@ def knowledge_section(knowledge: Knowledge) -> tuple[dict[str, Any], dict[str, A
         "scores": knowledge.scores,
         "sample_index": pack_ascending(np.asarray(knowledge.sample_index, np.int64)),
     }
+    if knowledge.of_drafts is not None:
+        header["of_drafts"] = True
+        arrays["of_drafts"] = knowledge.of_drafts
     try:
         if knowledge.rows is not None:
             # Rows that came in steps and are sent on carry their rounding with them.
@@ -118,6 +130,7 @@ def take_knowledge(read: Reader, expected: Expected, party: str | None = None) -
     if values not in VALUES:
         raise section.refuse("values", values, " or ".join(VALUES))
     has_rows, has_texts = section.flag("rows"), section.flag("texts")
+    has_drafts = section.peek("of_drafts") is not None and section.flag("of_drafts")
     rows = texts = None
     if has_rows:
         with section.naming("rows"):
@@ -136,6 +149,7 @@ def take_knowledge(read: Reader, expected: Expected, party: str | None = None) -
         texts=texts,
         tau=section.positive("tau"),
         values=values,
+        of_drafts=section.array("of_drafts", np.float32) if has_drafts else None,
     )
     section.finish()
     knowledge.check(expected)
@@ -146,18 +160,19 @@ def _refuse(knowledge: Knowledge, field: str, value: object, expected: str, reme
     return refusal(knowledge.party, knowledge.round, f"knowledge.{field}", value, expected, remedy)
 
 
-def _check_scores(knowledge: Knowledge, expected: Expected) -> None:
-    scores = knowledge.scores
+def _check_scores(
+    knowledge: Knowledge, field: str, scores: npt.NDArray[np.float32], expected: Expected
+) -> None:
     if not isinstance(scores, np.ndarray) or scores.dtype != np.float32 or scores.ndim != 1:
-        raise _refuse(knowledge, "scores", type(scores), "float32 (N,)", MEND)
+        raise _refuse(knowledge, field, type(scores), "float32 (N,)", MEND)
     if expected.n_public is not None and len(scores) != expected.n_public:
         got = f"{len(scores)} scores"
-        raise _refuse(knowledge, "scores", got, f"{expected.n_public}, one for each public sample", MEND)
+        raise _refuse(knowledge, field, got, f"{expected.n_public}, one for each public sample", MEND)
     bad = np.flatnonzero(np.isnan(scores) | np.isneginf(scores))
     if len(bad):
         raise _refuse(
             knowledge,
-            "scores",
+            field,
             f"{scores[bad[0]]} at sample {bad[0]}",
             "a number, or inf for a sample that was not scored",
             "Its training has probably diverged: lower that party's learning rate, or use float32.",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedtandem.exchange.card import Card
 from fedtandem.exchange.carrier import Envelope
-from fedtandem.exchange.coding import pack_ascending
+from fedtandem.exchange.coding import pack_ascending, pack_texts, unpack_texts
 from fedtandem.exchange.frame import Array
 from fedtandem.exchange.knowledge import Knowledge, knowledge_section, take_index, take_knowledge
 from fedtandem.exchange.reading import ANY, MAX_TEXT, MEND, SERVER, Expected, Reader, refusal
@@ -38,6 +38,7 @@ class WorkRequest:
         want_rows: rows are to travel in the reply (one-phase exchange).
         return_adapter: the reply is to hold the trainable weights.
         wanted: the items whose paths or rows the server asks for; (M,) ascending; None: all.
+        drafts: the server's own paths of these items, to be scored; M texts, "" where there is none.
     """
 
     round: int
@@ -49,6 +50,7 @@ class WorkRequest:
     return_adapter: bool
     stands: int | None = None
     wanted: npt.NDArray[np.int64] | None = None
+    drafts: tuple[str, ...] | None = None
 
     def to_envelope(self, kind: Literal["work", "finish"] = "work") -> Envelope:
         """Encode as `work`, or as `finish`, which delivers the last knowledge."""
@@ -61,7 +63,7 @@ class WorkRequest:
         if self.stands is not None:
             header["stands"] = int(self.stands)
         arrays = _put_contents(header, self.knowledge, self.adapter, SERVER, self.round)
-        arrays |= _put_wanted(self.wanted)
+        arrays |= _put_wanted(self.wanted, self.drafts)
         return seal(kind, "work_request", self.round, header, arrays)
 
     @classmethod
@@ -81,7 +83,8 @@ class WorkRequest:
             want_rows=read.flag("want_rows"),
             return_adapter=read.flag("return_adapter"),
             stands=None if read.peek("stands") is None else read.integer("stands", 0, envelope.round),
-            wanted=_take_wanted(read, expected),
+            wanted=(wanted := _take_wanted(read, expected)),
+            drafts=_take_drafts(read, wanted),
         )
         if request.stands is not None and request.knowledge is not None:
             raise read.refuse("stands", request.stands, "none beside new knowledge", MEND)
@@ -100,6 +103,7 @@ class WorkReply:
         metrics: flat JSON objects for the record.
         n_private: size of its private set.
         wanted: the items it asks the server to teach next; (M,) ascending; None: all.
+        drafts: its own paths of these items, to be scored; M texts, "" where there is none.
     """
 
     round: int
@@ -109,6 +113,7 @@ class WorkReply:
     metrics: list[dict[str, Any]]
     n_private: int
     wanted: npt.NDArray[np.int64] | None = None
+    drafts: tuple[str, ...] | None = None
 
     def to_envelope(self) -> Envelope:
         """Encode; raises InvalidMessage where a field could not be accepted (NaN scores, say)."""
@@ -118,7 +123,7 @@ class WorkReply:
             "n_private": int(self.n_private),
         }
         arrays = _put_contents(header, self.knowledge, self.adapter, self.party, self.round)
-        arrays |= _put_wanted(self.wanted)
+        arrays |= _put_wanted(self.wanted, self.drafts)
         return seal("work", "work_reply", self.round, header, arrays)
 
     @classmethod
@@ -137,7 +142,8 @@ class WorkReply:
             adapter=_take_adapter(read),
             metrics=_take_metrics(read),
             n_private=read.integer("n_private", 0, 1 << 48),
-            wanted=_take_wanted(read, expected),
+            wanted=(wanted := _take_wanted(read, expected)),
+            drafts=_take_drafts(read, wanted),
         )
         read.finish()
         return reply
@@ -219,17 +225,32 @@ def _put_contents(
     return arrays
 
 
-def _put_wanted(wanted: npt.NDArray[np.int64] | None) -> dict[str, Array]:
-    """Requested items as gaps, a byte or two each; nothing where all are wanted."""
+def _put_wanted(wanted: npt.NDArray[np.int64] | None, drafts: tuple[str, ...] | None) -> dict[str, Array]:
+    """Requested items as gaps, a byte or two each, and the asker's own paths of them; nothing where all are wanted."""
     if wanted is None:
         return {}
-    return {"wanted": pack_ascending(np.asarray(wanted, np.int64))}
+    arrays: dict[str, Array] = {"wanted": pack_ascending(np.asarray(wanted, np.int64))}
+    if drafts is not None:
+        arrays |= named("drafts", pack_texts(drafts))
+    return arrays
 
 
 def _take_wanted(read: Reader, expected: Expected) -> npt.NDArray[np.int64] | None:
     if not read.has("wanted"):
         return None
     return take_index(read, expected.n_public, "wanted").astype(np.int64)
+
+
+def _take_drafts(read: Reader, wanted: npt.NDArray[np.int64] | None) -> tuple[str, ...] | None:
+    arrays = read.group("drafts.")
+    if not arrays:
+        return None
+    with read.naming("drafts"):
+        drafts = unpack_texts(arrays)
+    asked = 0 if wanted is None else len(wanted)
+    if len(drafts) != asked:
+        raise read.refuse("drafts", f"{len(drafts)} texts", f"{asked}, one for each wanted item", MEND)
+    return drafts
 
 
 def _check_adapter(adapter: Mapping[str, Array], party: str, round_number: int | None) -> None:

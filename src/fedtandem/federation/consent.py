@@ -25,6 +25,8 @@ def needed(config: RunConfig, method: Method) -> dict[Sent, str]:
     selector = method.items or config.selection.selector
     if selector != "all" and flow.down and flow.clients_learn and config.selection.direction != "up":
         asks["requests"] = f"selection.selector = {selector!r}"
+        if config.selection.asks_for_drafts(selector):
+            asks["texts"] = 'selection.lada.reference = "peer"'
     return asks
 
 
@@ -94,6 +96,8 @@ def contents(envelope: Envelope) -> set[Sent]:
         held.add("weights")
     if reply.wanted is not None:
         held.add("requests")
+    if reply.drafts is not None:
+        held.add("texts")
     if reply.metrics:
         held.add("measurements")
     return held

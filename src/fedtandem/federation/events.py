@@ -1,13 +1,16 @@
 """The run's record: one JSON object a line, written as things happen."""
 
 import json
+import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedtandem.atomic import cut_torn_line, disk_full_named
+
+Told = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 class EventLog:
@@ -15,24 +18,34 @@ class EventLog:
 
     Args:
         path: the file; opened for appending, a torn last line of a killed run is cut off.
+        told: gets every line once it is written; what it gives back is written after it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, told: Told = lambda _: []) -> None:
         self.path = path
+        self._told = told
         self._lock = threading.Lock()
         cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event.
 
         Raises:
-            DiskFull: no space is left; the next log cuts off what was written of the line.
+            DiskFull: no space is left; nothing of the line stands.
         """
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        data = json.dumps(line, ensure_ascii=False, default=float).encode() + b"\n"
         with self._lock, disk_full_named(self.path):
-            self._file.write(json.dumps(line, ensure_ascii=False, default=float) + "\n")
-            self._file.flush()
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                while data:  # a disk that fills up takes a part first
+                    data = data[self._file.write(data) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
+        for more in self._told(line):
+            self.emit(**more)
 
     def close(self) -> None:
         """No more events."""

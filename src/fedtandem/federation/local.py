@@ -63,19 +63,24 @@ class LocalCarrier:
         """
         replies: dict[str, Envelope] = {}
         absences: dict[str, Absence] = {}
+        packed: tuple[Envelope | None, bytes] = (
+            None,
+            b"",
+        )  # who is asked the same gets the same bytes, packed once
         for name, request in sorted(requests.items()):
-            outcome = self._deliver(name, request, deadline_s)
+            if packed[0] is not request:
+                packed = (request, request.to_bytes())
+            outcome = self._deliver(name, request, packed[1], deadline_s)
             if isinstance(outcome, Absence):
                 absences[name] = outcome
             else:
                 replies[name] = outcome
         return Answers(replies, absences)
 
-    def _deliver(self, name: str, request: Envelope, deadline_s: float) -> Envelope | Absence:
+    def _deliver(self, name: str, request: Envelope, down: bytes, deadline_s: float) -> Envelope | Absence:
         if name not in self._parties:
             return Absence("lost", f"no client is called {name!r}")
         fault = self._faults(name, request) if self._faults else None
-        down = request.to_bytes()
         if fault is not None and fault.kind == "lost":
             self._count(name, request.round, 0, len(down))
             return Absence("lost", "the message was lost (injected fault)")

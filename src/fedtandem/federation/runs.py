@@ -34,6 +34,7 @@ from fedtandem.federation.now import Now
 from fedtandem.federation.processes import is_first, part, run_folder
 from fedtandem.federation.remote import Count, Emit, Remote, check_methods, new_experiment
 from fedtandem.federation.strategy import RoundPolicy, Strategy
+from fedtandem.federation.tracking import Tracking
 
 if TYPE_CHECKING:
     from fedtandem.federation.progress import Watch
@@ -101,11 +102,12 @@ def _run_methods(
             f'federation.carrier is "{config.federation.carrier}": start the run with `fedtandem run FILE '
             '--connection NAME`, or set it to "local".'
         )
+    tracking = Tracking(config.report.report_to, output, config.name, config.resolved())
     record = open_record(config, list(methods), output, resume, remote.name if remote else "local")
     transformers.utils.logging.disable_progress_bar()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(record["num_threads"])
-    log, progress = EventLog(output / "events.jsonl"), Now(output, progress)
+    log, progress = EventLog(output / "events.jsonl", tracking), Now(output, progress)
     try:
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):

@@ -53,7 +53,9 @@ def selection_sides(
         public, labelled=labelled, gold="gold" in needs, seed=config.seed, num_rounds=config.federation.num_rounds,
         probe=section.probe if needs & {"feedback", "holdout"} else 0.0,
     )  # fmt: skip
-    settings = SelectionSettings(section.budget, context, section.candidates)
+    settings = SelectionSettings(
+        section.budget, context, section.candidates, drafts=section.asks_for_drafts(name)
+    )
     down = flow.down and flow.clients_learn and section.direction in ("both", "down")
     up = flow.up and flow.server_learns and section.direction in ("both", "up")
 
@@ -129,11 +131,15 @@ def _check(config: RunConfig, name: str, labelled: bool) -> None:
                 f"selection.lada.contrast_weight is {section.lada.contrast_weight}, but the public set has answers: "
                 "the contrastive loss compares written paths. Set public.labelled = false, or contrast_weight = 0."
             )
-        if section.lada.reference == "peer":
+        if section.lada.reference == "peer" and section.context == "fresh":
             raise ConfigError(
-                'selection.lada.reference is "peer", but FedMKT does not send how likely the producer finds the '
-                'receiver\'s own paths; use "self" or "none". Step-by-step distillation (algorithms/step_by_step.py) '
-                "offers it."
+                'selection.lada.reference is "peer" and selection.context "fresh": the receiver\'s own paths travel '
+                'with what it asks for, and with "fresh" it asks for nothing. Use "cached".'
+            )
+        if section.lada.reference == "peer" and section.lada.negative == "first_wrong_step":
+            raise ConfigError(
+                'selection.lada.reference is "peer" and selection.lada.negative "first_wrong_step": the producer tells '
+                'how likely it finds a whole path, not one step of it. Use reference = "self".'
             )
         for key, value in (("prefer", "verified"), ("negative", "first_wrong_step")):
             if getattr(section.lada, key) == value and not checked:

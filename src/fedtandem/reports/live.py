@@ -139,11 +139,17 @@ def look(folder: Path, now: datetime) -> Live:
         method=method,
         num_rounds=run.num_rounds,
         rounds=rounds,
-        parties=tuple(_party(name, mine, traffic, state) for name in run.parties),
+        parties=tuple(_party(name, mine, traffic, state) for name in _names(run)),
         lessons=_newest_lessons(run, method),
         measured=_measured(run.points, method),
         notes=_notes(mine),
     )
+
+
+def _names(run: RunRecord) -> list[str]:
+    """The parties of the record, and the clients at sites that have not said a word yet."""
+    clients = [str(client["name"]) for client in run.about.get("config", {}).get("clients", ())]
+    return list(dict.fromkeys((*run.parties, *clients)))
 
 
 def _time(event: Event) -> datetime:

@@ -104,7 +104,7 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one request."""
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         if self.headers.get("host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             return self._send(403, "text/plain", "this page answers to 127.0.0.1 and localhost alone")
         try:

@@ -4,16 +4,21 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import tomli_w
 
-from fedtandem.config import load_config
+from fedtandem.config import RunConfig, load_config
 from fedtandem.federation.audit import read_audit
 from fedtandem.federation.certificates import site_key
 from fedtandem.federation.deploy import Place, deploy
@@ -21,6 +26,7 @@ from fedtandem.federation.events import read_events
 from fedtandem.federation.runs import run_methods
 
 ROOT = Path(__file__).resolve().parents[3]
+HOOK = ROOT / "tests" / "e2e" / "watching"
 SITES = ("clinic-a", "clinic-b", "clinic-c")
 SMALL = ("federation.num_rounds=1", "public.chains.n=20", "public.max_new_tokens=12", "report.enabled=false")
 LIMIT_S = 900
@@ -36,17 +42,18 @@ def free_port() -> int:
 class Lab:
     """A deployed folder, and the processes started from it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder, self.port, self.config = folder, free_port(), config
         node_port = next(port for port in iter(free_port, None) if abs(port - self.port) > 10)
-        self.config = load_config("recipe:sites", SMALL)
         deploy(self.config, folder, Place(port=self.port, node_port=node_port))
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {
-            **os.environ, "FEDTANDEM_BIN": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT / "src"),
+            **os.environ, "FEDTANDEM_BIN": str(Path(sys.executable).parent),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HOOK)]), "WATCHED": str(folder / "watched"),
             "OMP_NUM_THREADS": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "HOME": str(folder / "home"),
         }  # fmt: skip
         (folder / "home").mkdir()
+        (folder / "watched").mkdir()
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -76,6 +83,17 @@ class Lab:
             f"--output run {' '.join(more)}"
         )
         return self.start("run", "sh", "-c", script)
+
+    def kill_with_children(self, name: str) -> list[int]:
+        """SIGKILL to a process and all that it has started; their ids."""
+        doomed = [self.started[name].pid]
+        for pid in doomed:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                doomed += [int(child) for child in task.read_text().split()]
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        self.started[name].wait()
+        return doomed
 
     def stop(self) -> None:
         for process in reversed(self.started.values()):
@@ -107,16 +125,35 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(tmp_path / "lab")
+    made = Lab(tmp_path / "lab", load_config("recipe:sites", SMALL))
     try:
         yield made
     finally:
         made.stop()
 
 
+def watched(lab: Lab, kind: str) -> set[str]:
+    """What the hook saw in all processes; see `tests/e2e/watching`."""
+    files = list((lab.folder / "watched").iterdir())
+    assert len(files) > len(lab.started)
+    lines = [line.split("\t", 1) for file in files for line in file.read_text().splitlines() if "\t" in line]
+    return {what for found, what in lines if found == kind}
+
+
+def stays_inside(lab: Lab) -> None:
+    """No process wrote outside the lab and the system's scratch folder, or talked to another machine."""
+    allowed = (str(lab.folder), tempfile.gettempdir(), "/dev/", "/proc/")
+    caches = [path for path in watched(lab, "write") if "__pycache__" in path]
+    assert {path for path in watched(lab, "write") if not path.startswith(allowed)} - set(caches) == set()
+    assert list((lab.folder / "home").iterdir()) == []
+    here = ("('127.0.0.1'", "('::1'", "('localhost'", "/", "b'")  # the last two: Unix sockets
+    assert {where for where in watched(lab, "connect") if not where.startswith(here)} == set()
+    assert watched(lab, "name") <= {"127.0.0.1", "localhost", "::1", "None", socket.gethostname()}
+
+
 def adapters(lab: Lab) -> dict[str, bytes]:
     folders = {"server": lab.folder / "server" / "run" / "adapters" / "fedmkt" / "server"}
-    for name in SITES:
+    for name in (client.name for client in lab.config.clients):
         (folders[name],) = (lab.folder / "sites" / name / "state" / "runs").glob("*/fedmkt/adapter")
     return {name: next(folder.glob("*.safetensors")).read_bytes() for name, folder in folders.items()}
 
@@ -125,7 +162,7 @@ def of_one_process(lab: Lab, folder: Path) -> tuple[dict[str, bytes], dict[str, 
     summary = run_methods(lab.config, ["fedmkt"], folder)
     found = {
         name: next((folder / "adapters" / "fedmkt" / name).glob("*.safetensors")).read_bytes()
-        for name in ("server", *SITES)
+        for name in ("server", *(client.name for client in lab.config.clients))
     }
     return found, summary
 
@@ -163,4 +200,32 @@ def test_three_sites_give_the_bits_of_one_process_though_a_node_is_killed(lab: L
     for name in SITES:
         log = read_audit(lab.folder / "sites" / name / "state" / "audit.jsonl")
         assert {entry["round"] for entry in log} == {0, 1, 2}
-    assert list((lab.folder / "home").iterdir()) == []
+    stays_inside(lab)
+
+
+@pytest.mark.slow
+@pytest.mark.flower
+@pytest.mark.skipif("FEDTANDEM_LONG" not in os.environ, reason="set FEDTANDEM_LONG=1: some minutes more")
+def test_a_superlink_that_is_killed_is_started_again_and_the_run_resumed(tmp_path: Path) -> None:
+    """One site; SIGKILL to the SuperLink and all it has started, in round 1; its database brings the site back."""
+    document = tomllib.loads((files("fedtandem") / "recipes" / "sites.toml").read_text())
+    document["clients"] = document["clients"][:1]
+    (tmp_path / "one.toml").write_text(tomli_w.dumps(document))
+    lab = Lab(tmp_path / "lab", load_config(tmp_path / "one.toml", [*SMALL, "federation.min_clients=1"]))
+    try:
+        lab.start("superlink", str(lab.folder / "server" / "superlink.sh"))
+        wait_for("the SuperLink listens", lambda: answers(lab.port), lab, "superlink")
+        assert subprocess.run([lab.folder / "server" / "register.sh"], env=lab.environment).returncode == 0
+        lab.node("clinic-a")
+        run = lab.run()
+        wait_for("round 1 begins", lambda: "round_started" in lab.events(), lab)
+        killed = lab.kill_with_children("superlink")
+        assert len(killed) >= 2
+        assert run.wait(LIMIT_S) == 5, lab.said("run")[-3000:]
+        assert "--resume" in lab.said("run")
+        lab.start("superlink", str(lab.folder / "server" / "superlink.sh"))
+        wait_for("the SuperLink listens again", lambda: answers(lab.port), lab, "superlink")
+        assert lab.run("--resume").wait(LIMIT_S) == 0, lab.said("run")[-3000:]
+        assert adapters(lab) == of_one_process(lab, tmp_path / "alone")[0]
+    finally:
+        lab.stop()

@@ -18,7 +18,7 @@ from fedtandem.federation.client_app import VirtualSites
 from fedtandem.federation.consent import exactly
 from fedtandem.federation.deploy import Place, deploy, site_text
 from fedtandem.federation.flower_names import Keys, read_public_key
-from fedtandem.federation.plan import plan_of, run_at_site, site_of_client
+from fedtandem.federation.plan import PLAN_SCHEMA, plan_of, run_at_site, site_of_client
 from fedtandem.federation.site import Order, Site
 from fedtandem.reports.inspect import inspect_command
 
@@ -55,7 +55,11 @@ def allowing(config: RunConfig, folder: Path, **changes: object) -> Allowing:
             {"send": ("card", "scores", "rows")},
             "requests",
         ),
-        (("public.check=os:system",), {"functions": ()}, "public.check = 'os:system'"),
+        (
+            ("public.labelled=false", "public.check=os:system"),
+            {"functions": ()},
+            "public.check = 'os:system'",
+        ),
     ],
 )
 def test_a_run_that_asks_for_more_is_refused_before_round_1(
@@ -163,9 +167,9 @@ def test_a_message_for_another_name_or_with_a_made_up_path_is_refused(tiny: Tiny
     assert "bind each name" in site.answer(replace(order, party="clinic-b"), b"").refusal
     assert "experiment is '../up'" in site.answer(replace(order, experiment="../up"), b"").refusal
     assert "too few for an envelope" in site.answer(order, b"").refusal
-    old = json.dumps({**plan_of(config), "schema": 2})
+    old = json.dumps({**plan_of(config), "schema": PLAN_SCHEMA - 1})
     fetch = FetchRequest(1, np.zeros(1, np.int32)).to_envelope().to_bytes()
-    assert "schema 2" in site.answer(replace(order, plan=old), fetch).refusal
+    assert f"schema {PLAN_SCHEMA - 1}" in site.answer(replace(order, plan=old), fetch).refusal
     assert "keeps those of no round" in site.answer(order, fetch).refusal
     assert sorted(path.name for path in (tmp_path / "site").iterdir()) == [
         ".lock",
