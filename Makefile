@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 # Tests that mostly wait for processes of their own: they run beside the others, on the second core.
-BESIDE := tests/test_packaging.py tests/e2e/flower
+BESIDE := tests/test_packaging.py tests/e2e/flower tests/serving/test_chaos.py
 
 .PHONY: announce setup demo demo-serve test test-browser test-oldest check bench lock clean
 

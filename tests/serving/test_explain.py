@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from threading import Thread
+from time import process_time
 
 import httpx
 import pytest
@@ -41,6 +43,21 @@ def _is_there(folder: Path, request_id: str) -> bool:
         return find(folder, request_id)["id"] == request_id
     except DataError:
         return False
+
+
+def test_an_entry_takes_little_room_and_time(tmp_path: Path) -> None:
+    steps = [{"at": 8 * i, "why": "verified", "ms": 10.0 * i, "tiers": "aaaaaaac", "u": [0.1234] * 8, "wait_ms": 30.1,
+              "up": 420, "down": 250} for i in range(16)]  # fmt: skip
+    log, spent = Decisions(tmp_path, 10**8), []
+    for _ in range(9):
+        began = process_time()
+        for i in range(100):
+            log.keep(entry(f"{i:032}", steps=steps, tokens=128))
+        spent.append(10 * (process_time() - began))
+    log.close()
+    n_bytes = (tmp_path / name_of(0)).stat().st_size / 900
+    print(f"128 tokens: {n_bytes:.0f} bytes, {median(spent):.2f} ms ({min(spent):.2f}-{max(spent):.2f})")
+    assert n_bytes < 24 * 128
 
 
 def test_lines_of_many_threads_are_whole(tmp_path: Path) -> None:

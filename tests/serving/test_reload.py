@@ -138,7 +138,7 @@ def test_sighup_reloads_a_running_service(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         assert served.stdout is not None and served.stderr is not None  # noqa: PT018
-        url = served.stdout.readline().split()[1]
+        url = next(line for line in served.stdout if line.startswith("edge")).split()[1]
         for _ in range(600):  # the handlers are there once it answers
             try:
                 if httpx.get(f"{url}/healthz").status_code == 200:

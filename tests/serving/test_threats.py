@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from fedtandem.inference.peers import Attested, sign
 from fedtandem.inference.uplink import Draft, pack_block, pack_ids
 from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.load import ModelSpec, load_model
+from fedtandem.serving.breaker import Breaker
 from fedtandem.serving.edge import EdgeState
 from fedtandem.serving.logs import LOGGER, start_logging
 from fedtandem.serving.tenants import tenant_key
@@ -184,7 +186,10 @@ def faulty(lab) -> Iterator[tuple[str, Faulty]]:
 
     def device(urls: dict[str, str]):
         table = {"upstream": urls["cloud"]}
-        return build_device(config.model_copy(update={"device": config.device.model_copy(update=table)}))
+        with pytest.MonkeyPatch.context() as patched:
+            # The real one is closed for seconds after five faults, and the later examples would meet it alone.
+            patched.setattr("fedtandem.serving.upstream.Breaker", partial(Breaker, probe_s=0.01))
+            return build_device(config.model_copy(update={"device": config.device.model_copy(update=table)}))
 
     with lab.Running([cloud, device], config) as one:
         yield one.urls["device"], held[0]

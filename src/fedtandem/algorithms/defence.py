@@ -185,7 +185,7 @@ def _log_prob_at_most(rows: SparseLogits, row: int, wanted: list[int]) -> float:
     bounds = [*known.tolist()]
     if len(known) < len(wanted):  # it may be any of the tokens that were not kept
         bounds.append(float(rows.tail_log_prob[row]))
-    return max(max(bounds), -100.0)
+    return float(max(max(bounds), -100.0))
 
 
 def capped(choice: Choice, cap: float, generator: np.random.Generator) -> Choice:

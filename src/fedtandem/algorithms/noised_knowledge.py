@@ -57,7 +57,8 @@ def noised_scores(
     known = np.isfinite(scores)
     values = scores.copy() if clip is None else np.where(known, scores.clip(0, clip), scores)
     if std and noise is not None:
-        values = np.where(known, values + std * noise.gaussian(scores.shape).numpy(), values)
+        noisy = values + std * noise.gaussian(scores.shape).numpy()
+        values = np.where(known, noisy.clip(min=0), values)  # no loss lies below 0
     return values.astype(np.float32)
 
 

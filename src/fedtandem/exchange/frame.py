@@ -50,6 +50,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def encode_frame(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     """Pack a header and arrays.
@@ -94,8 +96,7 @@ def canonical_json(value: object) -> bytes:
         InvalidMessage: NaN, infinity, a lone surrogate, or a type JSON does not have.
     """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return text.encode("utf-8")
+        return _CANONICAL.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"the header cannot be written as JSON: {error}.") from error
 

@@ -22,7 +22,9 @@ from fedtandem.data.public import public_hash
 from fedtandem.errors import FedtandemError
 from fedtandem.federation.audit import NAME, read_audit
 from fedtandem.federation.preflight import PartyCheck, check
+from fedtandem.federation.privacy_ledger import PrivacyLedger
 from fedtandem.federation.runs import versions
+from fedtandem.tuning.accountant import epsilon_of, require_opacus
 
 TIMEOUT_S = 10.0
 CLOCK_S = 60.0
@@ -76,6 +78,7 @@ def doctor(visit: Visit) -> list[Finding]:
     found += _guarded("public set", lambda: _public(site))
     found += _guarded("model and data", lambda: _model(site))
     found += _guarded("folder", lambda: _folder(site))
+    found += _guarded("privacy", lambda: _privacy(site))
     found += _key(visit.key or beside / "key", asked=visit.key is not None)
     if visit.superlink is not None:
         found += _superlink(visit.superlink, visit.ca or beside / "certificates" / "ca.pem")
@@ -121,6 +124,23 @@ def _public(site: SiteConfig) -> Iterator[Finding]:
         True,
         f"{len(samples):,} samples, hash {public_hash(samples)}; the server's must be the same",
     )
+
+
+def _privacy(site: SiteConfig) -> Iterator[Finding]:
+    """What is left of the site's own budget; nothing where it set none."""
+    dp = site.client.privacy.dp
+    if dp is None:
+        return
+    require_opacus()
+    spent = PrivacyLedger(site.home).read()
+    epsilon = epsilon_of(spent, dp.target_delta, dp.accountant)
+    text = f"{len(spent)} private phases have cost epsilon {epsilon:.3f} at delta {dp.target_delta:g}"
+    if dp.target_epsilon is not None and epsilon >= dp.target_epsilon:
+        yield Finding(
+            "privacy", False, f"{text}; nothing is left of {dp.target_epsilon:g}: grant more, or stay away"
+        )
+    else:
+        yield Finding("privacy", True, f"{text}; the budget is {dp.target_epsilon or 'not bounded'}")
 
 
 def _model(site: SiteConfig) -> Iterator[Finding]:

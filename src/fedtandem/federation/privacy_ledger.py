@@ -13,7 +13,7 @@ from fedtandem.atomic import write_bytes
 from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.errors import DataError
 from fedtandem.exchange.knowledge import Knowledge
-from fedtandem.tuning.accountant import Spending
+from fedtandem.tuning.accountant import Spending, require_opacus
 from fedtandem.tuning.dp_sgd import DPSettings, PrivateTraining
 from fedtandem.tuning.secret_noise import KEY_BYTES
 
@@ -96,9 +96,14 @@ class Vault:
     scope: str = ""
 
     def training(self, privacy: PrivacyConfig) -> PrivateTraining | None:
-        """What its DP-SGD needs; None without [privacy.dp]."""
+        """What its DP-SGD needs; None without [privacy.dp].
+
+        Raises:
+            ConfigError: opacus is not installed.
+        """
         if privacy.dp is None:
             return None
+        require_opacus()
         settings = DPSettings(**privacy.dp.model_dump())
         return PrivateTraining(settings, PrivacyLedger(self.folder), noise_key(self.folder), self.scope)
 

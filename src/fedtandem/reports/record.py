@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,32 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What one private phase under DP-SGD cost.
+
+    Attributes:
+        epsilon: of all of the client's private phases up to this one, at `delta`.
+        epsilon_phase: of this one alone.
+        noise_multiplier, max_grad_norm, sample_rate, steps: of this phase.
+        planned: updates it would have made with budget enough.
+        target_epsilon: the budget; None: none was set.
+    """
+
+    method: str
+    round: int
+    party: str
+    epsilon: float
+    epsilon_phase: float
+    delta: float
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    steps: int
+    planned: int
+    target_epsilon: float | None
+
+
+@dataclass(frozen=True)
 class Note:
     """A warning or an absence."""
 
@@ -179,6 +205,7 @@ class RunRecord:
     phases: tuple[Phase, ...]
     warnings: tuple[Note, ...]
     absences: tuple[Note, ...]
+    spent: tuple[Spent, ...]
     rounds_done: int
     """The newest committed round of the run's first method."""
 
@@ -283,6 +310,7 @@ def read_run(folder: Path) -> RunRecord:
         phases=tuple(_phase(e) for e in events if e["event"] == "phase"),
         warnings=tuple(_note(e, "signature") for e in events if e["event"] == "warning"),
         absences=tuple(_note(e, "reason") for e in events if e["event"] == "absence"),
+        spent=tuple(_spent(e) for e in events if e["event"] == "privacy"),
         rounds_done=max(
             (
                 int(e["round"])
@@ -292,6 +320,11 @@ def read_run(folder: Path) -> RunRecord:
             default=0,
         ),
     )
+
+
+def _spent(event: Mapping[str, Any]) -> Spent:
+    names = [field.name for field in fields(Spent) if field.name != "method"]
+    return Spent(method=event.get("method", ""), **{name: event[name] for name in names})
 
 
 def _json(path: Path) -> dict[str, Any]:

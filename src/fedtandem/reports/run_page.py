@@ -54,6 +54,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
         "costs": run_costs(run),
         "phases": seconds_by_phase(run, run.main),
         "selected": selection_rows(run),
+        "spent": [of for of in run.spent if of.method in (run.main, "")],
         "rounds": _rounds(run),
         "matrix": _matrix(run),
         "models": run.about.get("models", {}),

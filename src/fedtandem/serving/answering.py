@@ -50,6 +50,7 @@ class Speller:
 
     def __init__(self, tokenizer: TextTokenizer, prompt: Prompt) -> None:
         self._tokenizer, self._prompt = tokenizer, prompt
+        self._ids: Ids | None = None
 
     @property
     def card(self) -> VocabularyCard:
@@ -57,9 +58,11 @@ class Speller:
         return self._tokenizer.card
 
     def encode_prompt(self, _: str, *, chat_template: bool = False) -> Ids:
-        """The request's prompt."""
-        with ENCODING:
-            return self._prompt.ids(self._tokenizer)
+        """The request's prompt, read once."""
+        if self._ids is None:
+            with ENCODING:
+                self._ids = self._prompt.ids(self._tokenizer)
+        return self._ids
 
     def continue_ids(self, text: str) -> Ids:
         """Ids of text that follows other text."""

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.verification import EMPTY, MAX_MORE, VerifyReply, VerifyRequest, decoding_of, hash_of
 from fedtandem.inference.row import Row, Source
 from fedtandem.inference.settings import DecodeSettings
 from fedtandem.inference.uplink import Draft, pack_block
 from fedtandem.inference.verify import Verdict, settle
+from fedtandem.serving.hearing import refuse_what_cannot_be
+from fedtandem.serving.logs import log
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.upstream import Outage, RemoteModel, Upstream
 
@@ -191,7 +194,7 @@ class Asking:
                 request = self._request(row, [])
                 deadline_s = self._terms.prompt_deadline_s
             except Outage as outage:
-                if self._terms.on_outage != "stall" or outage.reason == "model-changed":
+                if self._terms.on_outage != "stall" or outage.reason in ("model-changed", "faulty"):
                     raise
                 pause_s = max(STALL_S, outage.retry_after_s if outage.reason == "busy" else 0.0)
                 if self._cancelled.wait(min(pause_s, left)):
@@ -205,7 +208,15 @@ class Asking:
         row.record.round_trips += 1
         row.record.uplink_bytes += len(body)
         row.record.downlink_bytes += len(content)
-        return VerifyReply.from_bytes(content)
+        try:
+            reply = VerifyReply.from_bytes(content)
+            refuse_what_cannot_be(reply, request, [draft.token for draft in row.pending], self.vocab_size)
+        except InvalidMessage as fault:
+            log(
+                "verdict not believed", level=40, tier="device", request_id=self._terms.request_id, says=str(fault)
+            )  # fmt: skip
+            raise Outage("faulty") from fault
+        return reply
 
     def _request(self, row: Row, told: list[int]) -> VerifyRequest:
         settings, terms = self._settings, self._terms

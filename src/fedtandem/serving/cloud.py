@@ -10,11 +10,11 @@ from fastapi import FastAPI, Request, Response
 
 from fedtandem import __version__
 from fedtandem.exchange.carrier import SCHEMA
-from fedtandem.exchange.verification import VerifyReply
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.admission import Admission
 from fedtandem.serving.metrics import CloudMetrics
 from fedtandem.serving.openai_wire import RelayRequest
+from fedtandem.serving.sessions import Judged
 from fedtandem.serving.shell import FRAME, QUEUE, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
@@ -63,7 +63,7 @@ class Judging(Protocol):
         """Forward passes that wait."""
         ...
 
-    async def verify(self, tenant: str, body: bytes) -> bytes:
+    async def verify(self, tenant: str, body: bytes) -> Judged:
         """Answer one request."""
         ...
 
@@ -98,16 +98,14 @@ def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) 
 
     @app.post("/v1/verify", response_class=Response)
     async def verify(request: Request) -> Response:
-        reply = await service.verify(tenant_of(request), await request.body())
-        said = VerifyReply.from_bytes(reply)
-        own = len(said.tokens) - said.accepted
+        said = await service.verify(tenant_of(request), await request.body())
         metrics.tokens.labels("slm").inc(said.accepted)
-        metrics.tokens.labels("llm").inc(own)
+        metrics.tokens.labels("llm").inc(said.own)
         metrics.drafts.labels("accepted").inc(said.accepted)
         metrics.cost.inc(said.passes)
-        request.state.charge(len(said.tokens))
-        tell(request, accepted=said.accepted, own=own, passes=said.passes)
-        return Response(reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
+        request.state.charge(said.accepted + said.own)
+        tell(request, accepted=said.accepted, own=said.own, passes=said.passes)
+        return Response(said.reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
 
     @app.post("/v1/relay")
     async def relay(asked: RelayRequest, request: Request) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.faults import Refusal
 from fedtandem.serving.logs import log
 from fedtandem.serving.openai_wire import RelayRequest
-from fedtandem.serving.sessions import Key, Sessions
+from fedtandem.serving.sessions import Judged, Key, Sessions
 from fedtandem.serving.skew import refuse_another_model
 
 HALF = "\ufffd"
@@ -72,7 +72,7 @@ class CompareService:
             raise Refusal(400, "the LLM's server gave no usable answer: it may not serve tools, or be overloaded.",
                           "llm_refuses", "tools") from fault  # fmt: skip
 
-    async def verify(self, tenant: str, body: bytes) -> bytes:
+    async def verify(self, tenant: str, body: bytes) -> Judged:
         """Answer one request, as `VerifyService.verify`.
 
         Raises:
@@ -94,7 +94,7 @@ class CompareService:
         ids = self.sessions.text(key, request)
         return await asyncio.to_thread(self._compare, key, request, ids, digest)
 
-    def _compare(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> bytes:
+    def _compare(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> Judged:
         eos_id = self.tokenizer.eos_id
         if max(ids) >= self.tokenizer.vocab_size:
             raise DataError("a token's id is beyond the vocabulary.")
@@ -110,10 +110,11 @@ class CompareService:
         if not tokens:
             raise DataError("the server wrote nothing and did not end its answer.")
         nothing = np.zeros(0, np.int32)
-        reply = VerifyReply(
+        said = VerifyReply(
             np.array(tokens, np.int32), accepted, 1, nothing, np.zeros(0, np.uint8), np.zeros(0, np.float32),
             nothing, np.zeros(0, np.float32),
-        ).to_bytes()  # fmt: skip
+        )  # fmt: skip
+        reply = Judged.of(said)
         self.sessions.settle(key, [*ids, *tokens], digest, reply)
         return reply
 

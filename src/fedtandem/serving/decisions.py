@@ -5,6 +5,7 @@ on. What a line holds is put together in `replying.py`; what it means is told by
 """
 
 import fcntl
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 from fedtandem.atomic import cut_torn_line
 from fedtandem.errors import ConfigError
-from fedtandem.exchange.frame import canonical_json
 
 VERSION = 1
 FILES = 4
@@ -62,7 +62,7 @@ class Decisions:
             OSError: it could not be written; then nothing of it is there.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = canonical_json({"v": VERSION, "time": now, **entry}) + b"\n"
+        line = json.dumps({"v": VERSION, "time": now, **entry}, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             if self._is_closed:
                 raise OSError("another folder is written to now")

@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Order:
         emit: takes every piece of the answer.
         cancelled: set where nobody waits any more.
         request_id: for logs.
+        began_s: monotonic time at which it came in.
     """
 
     request: Asked
@@ -66,6 +67,7 @@ class Order:
     emit: Callable[[Piece], None]
     cancelled: threading.Event
     request_id: str
+    began_s: float
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ class Device:
         models = None if remote is None else (self.fingerprint, remote.fingerprint)
         gate = gate_of(config, self.policies.current(), models, mode, self.price.surcharge)
         settings = settings_of(request, config, effective, gate.tau, peer)
-        ends_s = time.monotonic() + self.config.request_timeout_s
+        ends_s = order.began_s + config.request_timeout_s
+        if time.monotonic() > ends_s:  # it waited for a place, or for who serves the LLM
+            raise Outage("timeout")
         rows = SharedRows(self.batcher, uuid.uuid4().hex, order.top >= 0)
         small = SmallParty(self.lm.name, Speller(self.lm.tokenizer, prompt), rows)
         large, peers = None, None
@@ -241,8 +245,16 @@ class Device:
 
     # -- places ------------------------------------------------------------------------------------------------
 
-    async def run(self, work: Callable[[], Any], cancelled: threading.Event | None = None) -> Any:
-        """Do it in a thread for answers; waits for a place.
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Do it in a thread for answers; waits for a place, and for the result.
+
+        Raises:
+            Refusal: too many wait (429).
+        """
+        return await asyncio.wrap_future(self.start(work, threading.Event()))
+
+    def start(self, work: Callable[[], Any], cancelled: threading.Event) -> "Future[Any]":
+        """Have it done in a thread for answers, once there is a place.
 
         Args:
             work: what blocks.
@@ -251,19 +263,18 @@ class Device:
         Raises:
             Refusal: too many wait (429).
         """
-        told = cancelled or threading.Event()
         with self._lock:
             if self.running >= self.config.max_streams + self.config.max_waiting:
                 raise too_busy(2.0)
             self.running += 1
-            self._open.add(told)
+            self._open.add(cancelled)
         try:
             future = self._threads.submit(work)
         except BaseException:
-            self._leave(told)
+            self._leave(cancelled)
             raise
-        future.add_done_callback(lambda _: self._leave(told))
-        return await asyncio.wrap_future(future)
+        future.add_done_callback(lambda _: self._leave(cancelled))
+        return future
 
     def _leave(self, told: threading.Event) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from fedtandem.errors import ModelError
 from fedtandem.serving.admission import Admission
 from fedtandem.serving.answering import Prompt
 from fedtandem.serving.browser import add_page
+from fedtandem.serving.choosing import PRICE
 from fedtandem.serving.device import Device, readiness
 from fedtandem.serving.embedding import embedded
 from fedtandem.serving.faults import Refusal
@@ -38,6 +39,8 @@ def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) 
 
     def refresh() -> None:
         metrics.streams.set(device.running)
+        policy = device.policies.current()
+        metrics.price.set((PRICE if policy is None else policy.price) + device.price.surcharge)
         metrics.audit_tv.set(device.ledger.audit_error)
         if device.upstream is not None:
             metrics.breaker.set(device.upstream.breaker.state)

@@ -33,7 +33,7 @@ from fedtandem.serving.policies import UNTIL
 from fedtandem.serving.shell import FRAME, QUEUE, TENANT, caller_of, new_app, tell
 from fedtandem.serving.tenants import tenant_key
 from fedtandem.serving.thresholds import Thresholds
-from fedtandem.serving.upstream import PEERS
+from fedtandem.serving.upstream import MAX_REPLY_BYTES, PEERS
 
 PATHS = ("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/resolve", "/v1/relay")
 SCOPES = dict.fromkeys(PATHS, "verify") | dict.fromkeys(("/v1/fl/report", "/v1/fl/policy"), "report")
@@ -220,14 +220,9 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
         is_json = request.headers.get("content-type", "").startswith("application/json")
         headers["Content-Type"] = "application/json" if is_json else FRAME
     try:
-        reply = await state.client.request(
-            request.method,
-            request.url.path,
-            content=body,
-            headers=headers,
-            timeout=state.config.deadline_ms / 1000,
-        )
-    except httpx.HTTPError:
+        async with asyncio.timeout(state.config.deadline_ms / 1000):
+            reply, content = await _asked(state, request, body, headers)
+    except (httpx.HTTPError, TimeoutError):
         state.breaker.failed()
         raise Refusal(503, "the cloud does not answer; it is asked again soon.", "cloud_down",
                       headers={"Retry-After": "1"}) from None  # fmt: skip
@@ -238,7 +233,24 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
     passed = {
         name: reply.headers[name] for name in ("content-type", "retry-after", QUEUE) if name in reply.headers
     }
-    return Response(reply.content, reply.status_code, passed)
+    return Response(content, reply.status_code, passed)
+
+
+async def _asked(
+    state: EdgeState, request: Request, body: bytes, headers: Mapping[str, str]
+) -> tuple[httpx.Response, bytes]:
+    """The cloud's reply and its body, which is of a bounded size whatever the cloud says."""
+    parts, n_bytes = [], 0
+    limit_s = state.config.deadline_ms / 1000
+    async with state.client.stream(
+        request.method, request.url.path, content=body, headers=headers, timeout=limit_s
+    ) as reply:
+        async for part in reply.aiter_bytes():
+            parts.append(part)
+            n_bytes += len(part)
+            if n_bytes > MAX_REPLY_BYTES:
+                raise httpx.ReadError(f"a reply of more than {MAX_REPLY_BYTES} bytes.")
+    return reply, b"".join(parts)
 
 
 def _share(state: EdgeState, caller: Caller, body: bytes, answer: bytes) -> str:

@@ -20,6 +20,7 @@ ALONE = {
     "cloud-slow": "the cloud did not answer within its deadline",
     "cloud-busy": "the cloud refused for want of room (429)",
     "cloud-breaker-open": "the cloud had failed too often and was left alone (breaker open)",
+    "cloud-faulty": "the cloud's reply could not be read, or could not be true",
     "cloud-timeout": "the request's time was over",
     "cloud-model-changed": "another model was served there by now",
     "cloud-prefix-unknown": "the cloud did not take the text",

@@ -44,7 +44,7 @@ class Listening:
             tier.app, http=patient_protocol(tier.admission), log_config=None,
             access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
-            server_header=False, date_header=False, ssl_certfile=security.certificate,
+            server_header=False, date_header=False, proxy_headers=False, ssl_certfile=security.certificate,
             ssl_keyfile=security.private_key, ssl_ca_certs=security.client_ca,
             ssl_cert_reqs=ssl.CERT_REQUIRED if security.client_ca else ssl.CERT_NONE,
         )  # fmt: skip
@@ -135,6 +135,7 @@ def serve(
     uvicorn_log.setLevel(logging.WARNING)
     listening: list[Listening] = []
     urls: dict[str, str] = {}
+    say("loading the models; the addresses follow")
     for build in tiers:
         tier = build(urls)
         listening.append(Listening(tier, config))
@@ -190,5 +191,8 @@ async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
 
 async def _again(every_s: float, work: Callable[[], None]) -> None:
     while True:
-        await asyncio.to_thread(work)
+        try:
+            await asyncio.to_thread(work)
+        except Exception as fault:  # one bad turn, e.g. a reply that is nonsense: the next one may do
+            log("work failed", level=40, fault=fault)
         await asyncio.sleep(every_s)

@@ -119,7 +119,7 @@ class Peering:
             tokens = [int(token) for token in said.get("tokens", [])][:64]
             error, ticket = float(said.get("error", 1.0)), str(said.get("ticket", ""))
             self.outcomes(str(said.get("outcome", "failed")))
-        except (Outage, ValueError, TypeError, AttributeError):
+        except (Outage, ValueError, TypeError, AttributeError, RecursionError):  # whatever an edge may say
             self.outcomes("failed")
             return None
         if not tokens or not all(0 <= token < asking.vocab_size for token in tokens) or not 0 <= error <= 1:

@@ -1,14 +1,17 @@
 """Which thresholds are in force on a device: the edge's until they expire, else those of its file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedtandem.inference.policy import Policy, policy_from_json
 from fedtandem.serving.upstream import Outage, Upstream
 
 UNTIL = "x-valid-until"
-"""Header: seconds since 1970 at which a policy expires."""
+"""Header: seconds since 1970 at which a policy expires, by the edge's clock: for people. Devices count from when
+it came (`max-age`), so that two clocks that disagree make no policy live longer or shorter."""
+MOST_S = 7 * 24 * 3600.0
+"""However long an edge says a policy may be used."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,10 @@ class Policies:
 
     Args:
         own: of the device's file, or None.
-        now_s: seconds since 1970.
+        now_s: any clock that goes evenly.
     """
 
-    def __init__(self, own: Policy | None, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, own: Policy | None, now_s: Callable[[], float] = time.monotonic) -> None:
         self._own, self._now_s = own, now_s
         self._held: _Held | None = None
 
@@ -55,7 +58,7 @@ class Policies:
         headers = {"If-None-Match": held.etag} if held is not None else {}
         try:
             reply = upstream.get("/v1/fl/policy", headers, edge_only=True)
-            until_s = float(reply.headers.get(UNTIL, "0"))
+            until_s = self._now_s() + _max_age_s(reply.headers)
             if reply.status_code == 304 and held is not None:
                 self._held = _Held(held.policy, held.etag, until_s)
                 return True
@@ -66,3 +69,12 @@ class Policies:
             return True
         except (Outage, ValueError):
             return False
+
+
+def _max_age_s(headers: Mapping[str, str]) -> float:
+    """Seconds for which a reply may be used; 0 where it does not say."""
+    for part in headers.get("cache-control", "").split(","):
+        name, _, value = part.strip().partition("=")
+        if name == "max-age" and value.isdecimal():
+            return min(MOST_S, float(value))
+    return 0.0

@@ -18,11 +18,17 @@ from fedtandem.serving.answering import Answer, Piece, Prompt, Token
 from fedtandem.serving.device import Device, Order, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
 from fedtandem.serving.logs import log
+from fedtandem.serving.mailbox import Mailbox
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.shell import tell
 from fedtandem.serving.words import ChatWords, CompletionWords
 
+LOOKS_S = 0.5
+"""How often a client that waits is looked after: nobody writes for one that has gone."""
+MOST_PIECES = 16
+"""In one write: who is fast may not keep the first ones waiting."""
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 DONE = b"data: [DONE]\n\n"
 TRACED: Mapping[Tier, str] = {
     "kept": "slm", "accepted": "slm-verified", "peer": "peer", "llm": "llm", "corrected": "llm-corrected",
@@ -45,18 +51,16 @@ class Exchange:
             asked,
             words,
         )
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Piece | Answer | BaseException] = asyncio.Queue()
+        self._events: Mailbox[Piece | Answer | BaseException] = Mailbox()
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
         self._cancelled = threading.Event()
-        self._created = int(time.time())
+        self._created, self._began_s = int(time.time()), time.monotonic()
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
     async def answer(self, prompt: Prompt, top: int) -> Response:
         """Whole or streamed."""
-        self._task = asyncio.create_task(self._device.run(lambda: self._work(prompt, top), self._cancelled))
-        self._task.add_done_callback(self._over)
+        self._device.start(lambda: self._work(prompt, top), self._cancelled)
         first = await self._next()  # before the headers go out: what fails here has a status of its own
         if self._asked.stream:
             body = self._stream(first)
@@ -69,16 +73,27 @@ class Exchange:
             event = await self._next()
         assert isinstance(event, Answer)
         self._count(event)
-        choice = self._words.whole(text, [token.as_dict() for token in tokens], event.finish)
+        choice = self._words.whole(text, tokens, event.finish)
         told = account(event) | ({"tokens": self._traced(tokens)} if self._asked.trace else {})
         body_json = self._object([choice], self._words.kind, usage(event), told)
         return JSONResponse(body_json, headers=self._headers(event))
 
-    def _work(self, prompt: Prompt, top: int) -> Answer:
+    def _work(self, prompt: Prompt, top: int) -> None:
+        """In a thread: every piece as it becomes final, then the answer, or what went wrong."""
+        try:
+            event: Answer | BaseException = self._written(prompt, top)
+        except BaseException as fault:
+            event = fault
+        self._events.put(event)
+
+    def _written(self, prompt: Prompt, top: int) -> Answer:
         request_id = self._request.state.request_id
         answer, fault = None, None
         try:
-            plan = self._device.plan(Order(self._asked, prompt, top, self._put, self._cancelled, request_id))
+            order = Order(
+                self._asked, prompt, top, self._events.put, self._cancelled, request_id, self._began_s
+            )  # fmt: skip
+            plan = self._device.plan(order)
             self._plan, self._mode = plan, plan.mode
             answer = plan.write()
             return answer
@@ -107,29 +122,18 @@ class Exchange:
             self._metrics.decisions_lost.inc()
             log("decision lost", level=40, fault=lost, tier="device", request_id=state.request_id)
 
-    def _put(self, event: Any) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    def _over(self, task: "asyncio.Task[Answer]") -> None:
-        if not task.cancelled():
-            fault = task.exception()
-            # After the pieces that were put from the thread: those were scheduled before.
-            event = task.result() if fault is None else fault
-            self._loop.call_soon(self._events.put_nowait, event)
-
     async def _next(self) -> Piece | Answer:
         """The next event; what went wrong is raised as a refusal. Ends the work when the client has gone."""
-        getting = asyncio.create_task(self._events.get())
         try:
-            while not getting.done():
-                await asyncio.wait([getting], timeout=0.5)
-                if not getting.done() and await self._request.is_disconnected():
+            while (event := self._events.take()) is None:
+                if not await self._events.wait(LOOKS_S) and await self._request.is_disconnected():
                     self._cancel()
         except asyncio.CancelledError:
             self._cancel()
-            getting.cancel()
             raise
-        event = getting.result()
+        return self._checked(event)
+
+    def _checked(self, event: Piece | Answer | BaseException) -> Piece | Answer:
         if isinstance(event, BaseException):
             raise self._as_refusal(event)
         return event
@@ -158,12 +162,17 @@ class Exchange:
             opening = self._words.first()
             if opening is not None:
                 yield chunk([opening])
-            event = first
+            event: Piece | Answer | BaseException | None = first
             while isinstance(event, Piece):
-                choice = self._words.part(event.text, [token.as_dict() for token in event.tokens])
-                told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
-                yield chunk([choice], **told)
-                event = await self._next()
+                ready: list[bytes] = []  # what is there already goes out in one write
+                while isinstance(event, Piece) and len(ready) < MOST_PIECES:
+                    choice = self._words.part(event.text, event.tokens)
+                    told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
+                    ready.append(chunk([choice], **told))
+                    event = self._events.take()
+                yield b"".join(ready)
+                event = await self._next() if event is None else self._checked(event)
+            assert isinstance(event, Answer)
             self._count(event)
             yield chunk([self._words.last(event.finish)], fedtandem=account(event))
             if self._asked.includes_usage:
@@ -227,9 +236,7 @@ class Exchange:
         metrics.ttft.observe(answer.first_s)
         metrics.speed.observe(answer.completion_tokens / max(1e-6, answer.seconds))
         if self._plan is not None:
-            gate = self._plan.gate
-            metrics.tau.labels(gate.scope).set(gate.tau)
-            metrics.price.set(gate.price_in_force)
+            metrics.tau.labels(self._plan.gate.scope).set(self._plan.gate.tau)
         tell(
             self._request, mode=self._mode, finish=answer.finish, prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens, llm_passes=record.llm_passes,
@@ -238,4 +245,4 @@ class Exchange:
 
 
 def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + ENCODER.encode(value).encode() + b"\n\n"

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from fedtandem.errors import FedtandemError
-from fedtandem.exchange.verification import VerifyRequest, hash_of
+from fedtandem.exchange.verification import VerifyReply, VerifyRequest, hash_of
 
 Key = tuple[str, str]
 """(tenant, session): no tenant meets another's."""
@@ -12,6 +12,27 @@ Key = tuple[str, str]
 
 class UnknownPrefix(FedtandemError):
     """The cloud does not hold the text a request goes on from: send the whole text (base 0)."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A reply as it goes out, and what it says, for who counts.
+
+    Attributes:
+        reply: the frame.
+        accepted, own: tokens that were drafts, and the LLM's.
+        passes: forward passes it took.
+    """
+
+    reply: bytes
+    accepted: int
+    own: int
+    passes: int
+
+    @classmethod
+    def of(cls, said: VerifyReply) -> "Judged":
+        """A reply, written."""
+        return cls(said.to_bytes(), said.accepted, len(said.tokens) - said.accepted, said.passes)
 
 
 @dataclass
@@ -24,8 +45,8 @@ class Session:
     """
 
     ids: list[int]
-    digest: bytes = b""
-    reply: bytes = b""
+    digest: bytes
+    reply: Judged
 
 
 class Sessions:
@@ -38,7 +59,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._known)
 
-    def replayed(self, key: Key, digest: bytes) -> bytes | None:
+    def replayed(self, key: Key, digest: bytes) -> Judged | None:
         """The reply to exactly this request, where it was the session's last one."""
         known = self._known.get(key)
         return known.reply if known is not None and known.digest == digest else None
@@ -57,7 +78,7 @@ class Sessions:
             raise UnknownPrefix("this text is not known here as it was named; send it whole.")
         return [*known.ids, *map(int, new)]
 
-    def settle(self, key: Key, ids: list[int], digest: bytes, reply: bytes) -> list[Key]:
+    def settle(self, key: Key, ids: list[int], digest: bytes, reply: Judged) -> list[Key]:
         """Write down what stands now.
 
         Returns:

@@ -86,8 +86,8 @@ def _asked(device: Device, asked: ChatRequest, field: str, request_id: str) -> A
         if "max_completion_tokens" in whole:
             body["max_tokens"] = whole["max_completion_tokens"]
         headers = {"Content-Type": "application/json", "x-request-id": request_id}
-        text = json.dumps(body).encode()
-        reply = upstream.post(RELAY, text, device.config.request_timeout_s, headers, is_hedged=False)
+        frame = json.dumps(body).encode()
+        reply = upstream.post(RELAY, frame, device.config.request_timeout_s, headers, is_hedged=False)
         if reply.status_code == 429:
             raise Outage("busy")
         if reply.status_code != 200:

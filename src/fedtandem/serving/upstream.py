@@ -26,6 +26,11 @@ TOKENIZER_FILES = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
 )
 INFO_DEADLINE_S = 10.0
+FAILED_FOR_S = 1.0
+"""Who waited while another asked what the LLM is, and nobody said, does not ask again so soon."""
+MAX_REPLY_BYTES = 64 << 20
+"""A tokenizer's files; whatever else comes is far smaller."""
+_OF_THE_LINE = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 PEERS = "x-peers"
 """Header: this verification's answer may be kept for peers."""
 
@@ -34,7 +39,7 @@ class Outage(NetworkError):
     """The LLM did not answer in time.
 
     Attributes:
-        reason: down, slow, busy or breaker-open; for headers.
+        reason: down, slow, busy, faulty or breaker-open; for headers.
         retry_after_s: when to come back.
     """
 
@@ -86,7 +91,7 @@ class Line:
     ) -> httpx.Response | None:
         """The reply; None where nobody answers in time, or with a fault of the server's."""
         try:
-            reply = self.client.request(method, path, content=body, timeout=timeout_s, headers=headers)
+            reply = self._read(method, path, body, timeout_s, headers)
         except httpx.HTTPError:
             self.breaker.failed()
             return None
@@ -95,6 +100,22 @@ class Line:
             return None
         self.breaker.succeeded()
         return reply
+
+    def _read(
+        self, method: str, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """The reply, whole: within the time even where it comes byte by byte, and of a bounded size."""
+        end, parts, n_bytes = time.monotonic() + timeout_s, [], 0
+        with self.client.stream(method, path, content=body, timeout=timeout_s, headers=headers) as reply:
+            for part in reply.iter_bytes():
+                parts.append(part)
+                n_bytes += len(part)
+                if n_bytes > MAX_REPLY_BYTES or time.monotonic() > end:
+                    raise httpx.ReadError(
+                        f"a reply of more than {MAX_REPLY_BYTES} bytes, or one that does not end."
+                    )
+            plain = [(k, v) for k, v in reply.headers.multi_items() if k not in _OF_THE_LINE]
+            return httpx.Response(reply.status_code, headers=plain, content=b"".join(parts))
 
 
 class Upstream:
@@ -134,6 +155,8 @@ class Upstream:
         self._tries = ThreadPoolExecutor(2 * connections, thread_name_prefix="upstream")
         self._own, self._price = own_tokenizer, price
         self._model: RemoteModel | None = None
+        self._silent: Outage | None = None
+        self._silent_until = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -160,8 +183,15 @@ class Upstream:
             ModelError: it speaks another version, or its tokenizer cannot be used.
         """
         with self._lock:
-            if self._model is None:
-                self._model = self._ask_model()
+            if self._model is not None:
+                return self._model
+            if self._silent is not None and time.monotonic() < self._silent_until:
+                raise Outage(self._silent.reason, self._silent.retry_after_s)
+            try:
+                self._model, self._silent = self._ask_model(), None
+            except Outage as outage:
+                self._silent, self._silent_until = outage, time.monotonic() + FAILED_FOR_S
+                raise
             return self._model
 
     def forget_model(self) -> None:
@@ -269,24 +299,33 @@ class Upstream:
 
     def _ask_model(self) -> RemoteModel:
         said = self._json("/v1/model")
+        limit, name = said.get("limit"), said.get("tokenizer")
+        if (
+            not isinstance(said.get("model"), str)
+            or not isinstance(name, str)
+            or type(limit) not in (int, type(None))
+        ):
+            raise ModelError(
+                "the upstream does not say which model and tokenizer it serves; is it a fedtandem tier?"
+            )
         if said.get("schema") != SCHEMA:
             raise ModelError(
                 f"the upstream speaks schema {said.get('schema')}, this device {SCHEMA}; run the same fedtandem."
             )
         own = self._own
-        tokenizer = own if own is not None and own.card.hash == said["tokenizer"] else self._fetch_tokenizer()
-        if tokenizer.card.hash != said["tokenizer"]:
+        tokenizer = own if own is not None and own.card.hash == name else self._fetch_tokenizer()
+        if tokenizer.card.hash != name:
             raise ModelError(
                 "the upstream's tokenizer is not the one it names; is another model behind it now?"
             )
-        limit = said.get("limit")
         return RemoteModel(
-            str(said["model"]), tokenizer, None if limit is None else int(limit), bool(said.get("attests")),
-            bool(said.get("relays")),
-        )  # fmt: skip
+            said["model"], tokenizer, limit, bool(said.get("attests")), bool(said.get("relays"))
+        )
 
     def _fetch_tokenizer(self) -> TextTokenizer:
-        files = self._json("/v1/tokenizer")["files"]
+        files = self._json("/v1/tokenizer").get("files")
+        if not isinstance(files, dict):
+            raise ModelError("the upstream sent no tokenizer's files; is it a fedtandem tier?")
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
                 if name not in TOKENIZER_FILES:
@@ -305,10 +344,10 @@ class Upstream:
             raise Rejected(reply)
         try:
             value = reply.json()
-        except ValueError as error:
-            raise Outage("down") from error
+        except (ValueError, RecursionError) as error:
+            raise Outage("faulty") from error
         if not isinstance(value, dict):
-            raise Outage("down")
+            raise Outage("faulty")
         return value
 
 

@@ -24,7 +24,7 @@ from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.batching import Batcher
 from fedtandem.serving.faults import Refusal
 from fedtandem.serving.openai_wire import RelayRequest
-from fedtandem.serving.sessions import Key, Sessions
+from fedtandem.serving.sessions import Judged, Key, Sessions
 from fedtandem.serving.skew import refuse_another_model
 from fedtandem.serving.tenants import tenant_key
 
@@ -58,7 +58,7 @@ class VerifyService:
         self.fingerprint = fingerprint(lm.name, lm.model, lm.tokenizer.card.hash)
         self.relays = False
         self._attest_key, self._now_s = attest_key, now_s
-        self._running: dict[Key, tuple[bytes, asyncio.Task[bytes]]] = {}
+        self._running: dict[Key, tuple[bytes, asyncio.Task[Judged]]] = {}
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -103,7 +103,7 @@ class VerifyService:
         """
         raise Refusal(400, "this cloud reads its LLM itself and calls no tools.", "not_served", "tools")
 
-    async def verify(self, tenant: str, body: bytes) -> bytes:
+    async def verify(self, tenant: str, body: bytes) -> Judged:
         """Answer one request.
 
         The same bytes get the same reply: while the first is still being worked on (a hedge), and afterwards as long
@@ -135,13 +135,13 @@ class VerifyService:
         task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
 
-    def _ended(self, key: Key, task: "asyncio.Task[bytes]") -> None:
+    def _ended(self, key: Key, task: "asyncio.Task[Judged]") -> None:
         if self._running.get(key, (b"", None))[1] is task:
             del self._running[key]
         if not task.cancelled():
             task.exception()  # seen: who asked may have gone
 
-    async def _answer(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> bytes:
+    async def _answer(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> Judged:
         block = self._block(request, ids)
         verdict, disagreed, laws = await self._step(key, block, request.top)
         tokens, near_ties, passes = list(verdict.tokens), list(verdict.near_ties), 1
@@ -160,10 +160,11 @@ class VerifyService:
             all_laws.append(laws)
             passes += 1
         own, top_ids, top = (np.concatenate(parts) for parts in zip(*all_laws, strict=True))
-        reply = VerifyReply(
+        said = VerifyReply(
             np.array(tokens, np.int32), verdict.accepted, passes, np.array(near_ties, np.int32), disagreed,
             own, top_ids, top, self._entry(key[0], request, ids, tokens),
-        ).to_bytes()  # fmt: skip
+        )  # fmt: skip
+        reply = Judged.of(said)
         for gone in self.sessions.settle(key, [*ids, *tokens], digest, reply):
             self.batcher.forget("/".join(gone))
         if tokens[-1] == eos_id or len(tokens) >= request.room:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from fedtandem.errors import ConfigError
@@ -116,13 +117,22 @@ def noise_for(
         ) from error
 
 
-def _opacus() -> Any:
-    try:
-        import opacus
-        import opacus.accountants.analysis.rdp
-        import opacus.accountants.utils
-    except ImportError as error:
+def require_opacus() -> None:
+    """Find out before anything is trained.
+
+    Raises:
+        ConfigError: opacus is not installed.
+    """
+    if find_spec("opacus") is None:
         raise ConfigError(
-            "differential privacy needs opacus, which is not installed: pip install 'fedtandem[dp]'."
-        ) from error
+            "[privacy.dp] needs opacus, which is not installed: pip install 'fedtandem[dp]', or take the table out."
+        )
+
+
+def _opacus() -> Any:
+    require_opacus()
+    import opacus
+    import opacus.accountants.analysis.rdp
+    import opacus.accountants.utils
+
     return opacus

@@ -1,6 +1,6 @@
 """`co-tuning-byzantine`: one of four clients lies; what the server's loss comes to, with the defence and without."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ CLIENTS = ("a", "b", "c", "d")
 LIAR = "b"
 RESTS_ON = (
     "A server and four clients made from nothing (width 32, one layer, four architectures); the clients tune on 400 "
-    "chains each with one secret operator, 120 answered public chains, two rounds, 200 held-out chains."
+    "chains each with one secret operator, 80 answered public chains, one round, 100 held-out chains."
 )
 LIMIT = 0.02
 """Nats per byte by which a lie may raise the server's loss under the defence."""
@@ -90,18 +90,18 @@ class Liar:
         return replace(told, knowledge=lied).to_envelope()
 
 
-def cell(seed: int, folder: Path, *, size: int = 1) -> dict[str, Any]:
+def cell(seed: int, folder: Path, attacks: Sequence[str] = tuple(ATTACKS)) -> dict[str, Any]:
     """One seed: row -> the server's held-out loss in nats per byte, and who was quarantined.
 
     Args:
         folder: for the runs' states.
-        size: a factor on data and updates.
+        attacks: names of `ATTACKS`.
     """
     found: dict[str, Any] = {}
     parts: Parts | None = None
-    for lie in ("none", *ATTACKS):
+    for lie in ("none", *attacks):
         for guarded in (False, True):
-            config = run_config(seed, size, guarded=guarded)
+            config = run_config(seed, guarded=guarded)
             parts = load_parts(config, lambda *_: None) if parts is None else replace(parts, config=config)
             found[f"{lie}|{'defence' if guarded else 'open'}"] = _run(
                 parts, ATTACKS.get(lie), seed, folder / f"{seed}-{lie}-{guarded}"
@@ -122,20 +122,21 @@ def _run(parts: Parts, lie: Any, seed: int, folder: Path) -> dict[str, Any]:
             losses[round_number] = results["held-out"].value * float(np.log(2))
 
     server, clients = assemble(
-        parts, METHODS["fedmkt"], folder, emit, lambda *_: None, report, measure_untouched=True
+        parts, METHODS["fedmkt"], folder, emit, lambda *_: None, report, measure_untouched=lie is None
     )
     here: dict[str, Handles] = dict(clients)
     if lie is not None:
         here[LIAR] = Liar(clients[LIAR], lie, seed)
     policy = RoundPolicy(seed=seed, members=CLIENTS)
     run_fedmkt(server, Strategy(LocalCarrier(here), policy, emit), emit)
-    return {"before": losses[0], "loss": losses[max(losses)], "caught": caught}
+    before = {"before": losses[0]} if 0 in losses else {}
+    return {**before, "loss": losses[max(losses)], "caught": caught}
 
 
-def run_config(seed: int, size: int, *, guarded: bool) -> RunConfig:
-    """Four clients who know a secret operator, a server that does not; answered public prompts; two rounds."""
+def run_config(seed: int, *, guarded: bool) -> RunConfig:
+    """Four clients who know a secret operator, a server that does not; answered public prompts; one round."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "learning_rate": 5e-3,
-             "per_device_train_batch_size": 16, "max_steps": 60 * size,
+             "per_device_train_batch_size": 16, "max_steps": 60,
              "data": _chains(300, "+-*m", "", [1, 2], 5)}  # fmt: skip
     full = {
         "method": "full",
@@ -148,21 +149,21 @@ def run_config(seed: int, size: int, *, guarded: bool) -> RunConfig:
         "name": "byzantine", "algorithm": "fedmkt", "seed": seed, "num_threads": 1,
         "server": {
             "scratch": {**shape, "architecture": "llama", "tokenizer": "bpe", "vocab_size": 300},
-            "tuning": {**full, "max_steps": 40 * size}, "device": "cpu",
+            "tuning": {**full, "max_steps": 40}, "device": "cpu",
         },
         "clients": [
             {
                 "name": name, "scratch": {**shape, "architecture": kind, "tokenizer": "bytes"}, "device": "cpu",
-                "data": _chains(400, "+-*m", "@", [1, 2], 10 + at), "tuning": {**full, "max_steps": 80 * size},
+                "data": _chains(400, "+-*m", "@", [1, 2], 10 + at), "tuning": {**full, "max_steps": 60},
             }
             for at, (name, kind) in enumerate(zip(CLIENTS, kinds, strict=True))
         ],
-        "public": _chains(120, "+-*m", "@", [1, 2], 20),
+        "public": _chains(80, "+-*m", "@", [1, 2], 20),
         "knowledge": {"exchange": "one_phase"},
-        "federation": {"num_rounds": 2, "private_rounds": 1, "send_down": False},
+        "federation": {"num_rounds": 1, "send_down": False},
         "evaluation": {
             "sets": [{"name": "held-out", "metric": "bits_per_byte", "parties": ["server"],
-                      "data": _chains(200, "+-*m", "@", [1, 2], 30)}],
+                      "data": _chains(100, "+-*m", "@", [1, 2], 30)}],
         },
         "report": {"enabled": False},
         **({"defence": {}} if guarded else {}),

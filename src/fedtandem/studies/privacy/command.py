@@ -41,9 +41,9 @@ def main(name: str, output: Path, seeds: tuple[int, ...] = SEEDS) -> int:
     """
     one_seed, summarise, rests_on = STUDIES[name]
     path = output / "summary.json"
-    old = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"cells": {}, "cpu_seconds": 0.0}
-    )
+    old: dict[str, Any] = {"cells": {}, "cpu_seconds": 0.0}
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
     cells: dict[int, Any] = {int(seed): cell for seed, cell in old["cells"].items()}
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
