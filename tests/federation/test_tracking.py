@@ -133,6 +133,7 @@ def tracked(folder: Path, name: str) -> None:
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore")  # of mlflow's own use of SQLAlchemy
 def test_mlflow_gets_what_the_record_says(tmp_path: Path) -> None:
     tracked(tmp_path, "mlflow")
     from mlflow.tracking import MlflowClient

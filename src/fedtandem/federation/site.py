@@ -131,6 +131,7 @@ class Site:
         if envelope.kind == "fetch":
             return fetch_rows(store, self.name, FetchRequest.from_envelope(envelope)), []
         adapter = folder / "adapter"
+        stored: Envelope | None = None
         if envelope.kind in ("work", "finish"):
             request = WorkRequest.from_envelope(envelope)
             stored = stored_reply(store, self.name, request)
@@ -142,6 +143,8 @@ class Site:
             if envelope.kind == "finish":
                 client.wake()
                 save_adapter(self._parts, self.name, order.method, adapter)
+        if stored is not None:  # killed after it had committed its last round, before its model was saved
+            return reply, store.events(work_key(request))
         return reply, events
 
     def _client(self, order: Order, config: RunConfig, store: "_StoreWithEvents", emit: Any) -> Client:

@@ -38,7 +38,7 @@ class TensorBoard:
     def __init__(self, folder: Path, run: str, method: str, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard" / method))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard" / method))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -80,6 +80,8 @@ class Wandb:
     """
 
     def __init__(self, folder: Path, run: str, method: str, config: Mapping[str, Any]) -> None:
+        for what in ("CACHE", "CONFIG", "DATA"):  # else below the user's home
+            os.environ.setdefault(f"WANDB_{what}_DIR", str((folder / "wandb" / what.lower()).resolve()))
         import wandb
 
         self._run = wandb.init(
