@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedtandem.atomic import whole_folder, write_bytes, write_folder
+from fedtandem.atomic import remove_drafts, whole_folder, write_bytes, write_folder
 from fedtandem.errors import DiskFull
 
 
@@ -55,3 +55,13 @@ def test_a_full_disk_keeps_the_older_folder(tmp_path: Path, monkeypatch: pytest.
         write_folder(tmp_path / "state", {"a": b"2"})
     assert (tmp_path / "state" / "a").read_bytes() == b"1"
     assert names(tmp_path) == ["state"]
+
+
+def test_drafts_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".lock", ".lasting-card/data", "rounds/0003/state", ".hidden.toml", "clinic.a.b/x"]
+    drafts = [".clinic-b.dtxf1ab_/adapter.bin", "deep/.run.json.k3j_9x0a", ".clinic-b.old.abcdefgh/it/w"]
+    for name in (*kept, *drafts):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_drafts(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedtandem.errors import DiskFull
+
+DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names of drafts: a dot, what they are to become, and eight signs of `tempfile`."""
 
 
 @contextmanager
@@ -84,6 +88,15 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     with whole_folder(path) as draft:
         for name, data in files.items():
             (draft / name).write_bytes(data)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what writers that were killed left below a folder; nobody else may be writing there."""
+    for left in [path for path in folder.rglob(".*") if DRAFT.fullmatch(path.name)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def cut_torn_line(path: Path) -> None:

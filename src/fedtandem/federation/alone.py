@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedtandem.atomic import remove_drafts
 from fedtandem.errors import ConfigError
 
 LOCK = ".lock"
@@ -15,7 +16,7 @@ GLANCE_S = 1.0
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder; it is free again when the process ends, however it ends.
+    """Hold the folder, rid of what a killed process left half-written; free again when this one ends, however it ends.
 
     Raises:
         ConfigError: another process works there.
@@ -34,6 +35,7 @@ def alone(folder: Path) -> Iterator[None]:
                         "`flwr stop` where it runs at a SuperLink)."
                     ) from error
                 time.sleep(0.05)
+        remove_drafts(folder)
         yield
 
 
