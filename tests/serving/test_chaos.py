@@ -79,6 +79,7 @@ class Relay:
     def __init__(self, port: int) -> None:
         self._port, self._is_silent = port, threading.Event()
         self._left, self._strike = 0, lambda: None
+        self._lines: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -94,7 +95,8 @@ class Relay:
         self._is_silent = threading.Event()
 
     def close(self) -> None:
-        self._listening.close()
+        for one in (self._listening, *self._lines):
+            one.close()
 
     def _accept(self) -> None:
         while True:
@@ -107,6 +109,7 @@ class Relay:
             except OSError:
                 one.close()
                 continue
+            self._lines += [one, other]
             for source, sink, asks in ((one, other, True), (other, one, False)):
                 threading.Thread(
                     target=self._carry, args=(source, sink, asks, self._is_silent), daemon=True

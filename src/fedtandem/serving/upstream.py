@@ -6,7 +6,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,21 +254,22 @@ class Upstream:
             Outage: none came.
         """
         lines = self._open(edge_only)
+        first = next(lines)
         end = time.monotonic() + deadline_s
         try:
-            running = {self._tries.submit(lines[0].send, "POST", path, body, deadline_s, headers)}
+            running = {self._tries.submit(first.send, "POST", path, body, deadline_s, headers)}
             done, running = _first(running, deadline_s / 2 if is_hedged else deadline_s)
             reply = _good(done)
             left = end - time.monotonic()
             if reply is None and left > 0:
-                running.add(self._tries.submit(lines[-1].send, "POST", path, body, left, headers))
+                running.add(self._tries.submit(next(lines, first).send, "POST", path, body, left, headers))
             while running and reply is None and (left := end - time.monotonic()) > 0:
                 done, running = _first(running, left)
                 reply = _good(done)
         except RuntimeError as error:  # the service is ending: no new try can be made
             raise Outage("down") from error
         if reply is None:
-            raise Outage("slow" if running else "down", max(1.0, lines[0].breaker.probe_in_s))
+            raise Outage("slow" if running else "down", max(1.0, first.breaker.probe_in_s))
         return reply
 
     def get(
@@ -285,17 +286,20 @@ class Upstream:
                 return reply
         raise Outage("down")
 
-    def _open(self, edge_only: bool) -> list[Line]:
-        """The addresses that may be asked, at least one.
+    def _open(self, edge_only: bool) -> Iterator[Line]:
+        """The addresses that may be asked, at least one; a breaker is asked when its address is about to be.
 
         Raises:
             Outage: all have failed too often.
         """
         known = self._lines[:1] if edge_only else self._lines
-        lines = [line for line in known if line.breaker.lets_through()]
-        if not lines:
+        opened = False
+        for line in known:
+            if line.breaker.lets_through():
+                opened = True
+                yield line
+        if not opened:
             raise Outage("breaker-open", max(1.0, min(line.breaker.probe_in_s for line in known)))
-        return lines
 
     def _ask_model(self) -> RemoteModel:
         said = self._json("/v1/model")
