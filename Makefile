@@ -7,7 +7,7 @@ KEY := $(shell { cat $(LOCK) pyproject.toml; pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(KEY)
 OUTPUT ?=
 # Tests that mostly wait for processes of their own: they run beside the others, on the second core.
-BESIDE := tests/test_packaging.py tests/e2e/flower tests/serving/test_chaos.py
+BESIDE := tests/test_packaging.py tests/e2e/flower tests/serving
 
 .PHONY: announce setup demo demo-serve test test-browser test-oldest check bench lock clean
 
@@ -33,7 +33,7 @@ test: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@log=$$(mktemp); trap 'rm -f $$log; kill $$beside 2>/dev/null || :' EXIT; \
-	$(BIN)/python -m pytest -q -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not browser" $(BESIDE) >$$log 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -q -m "not browser" $(BESIDE:%=--ignore=%); code=$$?; \
 	wait $$beside || { cat $$log; exit 1; }; exit $$code
 

@@ -81,8 +81,10 @@ def test_no_envelope_of_any_kind_holds_private_text(
     class Tapped(LocalCarrier):
         """The carrier, with somebody listening on the wire."""
 
-        def _deliver(self, name: str, request: Envelope, deadline_s: float) -> Envelope | Absence:
-            reply = super()._deliver(name, request, deadline_s)
+        def _deliver(
+            self, name: str, request: Envelope, down: bytes, deadline_s: float
+        ) -> Envelope | Absence:
+            reply = super()._deliver(name, request, down, deadline_s)
             bodies.append(request.body)
             if isinstance(reply, Envelope):
                 bodies.append(reply.body)

@@ -308,7 +308,7 @@ def test_peers_learn_what_the_llm_resolved_and_nothing_else() -> None:
     assert peers.learnt == [([1] * LENGTH, [False] * LENGTH)]
 
 
-@pytest.mark.parametrize(("mode", "peer"), [("exact", "answer"), ("fedhlm", "draft"), ("bounded", "answer")])
+@pytest.mark.parametrize(("mode", "peer"), [("exact", "answer"), ("fedhlm", "draft"), ("bounded", "draft")])
 def test_a_use_of_peers_that_breaks_the_modes_promise_is_refused(mode: Any, peer: Any) -> None:
     chosen = DecodeSettings(mode=mode, peer=peer, eps=0.1 if mode == "bounded" else None)
     with pytest.raises(ConfigError, match=f"peer {peer} goes with mode"):

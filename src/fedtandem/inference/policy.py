@@ -63,7 +63,8 @@ class Resolved:
         if other <= price or self.tau >= 1:
             return self.tau
         if not self.curve:
-            return self.tau + (1 - self.tau) * (min(other, 1.0) - price) / max(1e-9, 1 - price)
+            share = (min(other, 1.0) - price) / max(1e-9, 1 - price)
+            return min(1.0, self.tau + (1 - self.tau) * share)
         prices = np.linspace(0, 1, len(self.curve))
         here, there = np.interp([price, other], prices, self.curve)
         return min(1.0, self.tau + float(there - here))
