@@ -60,6 +60,8 @@ from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.models.session_reader import SessionReader
 from fedtandem.serving import tiers
+from fedtandem.serving.admission import Admission
+from fedtandem.serving.keys import Keyring
 from fedtandem.serving.listening import Listening, until
 from fedtandem.serving.logs import start_logging
 from fedtandem.serving.tiers import Tier, build_cloud, build_device
@@ -235,7 +237,8 @@ def plain() -> Tier:
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
-    return Tier("plain", "127.0.0.1", 0, app, "a pass-through", nothing)
+    rules = Admission(Keyring(None), CONFIG.limits)
+    return Tier("plain", "127.0.0.1", 0, app, "a pass-through", rules, nothing, lambda config: lambda: None)
 
 
 def answer_alone(lm: LanguageModel, reader: SessionReader, prompt: str, n: int) -> Iterator[str]:
