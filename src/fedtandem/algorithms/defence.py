@@ -112,7 +112,7 @@ class Defence:
         worst = int((least - scores[drawn]).argmax())
         return (
             f"{int(wrong.sum())} of {len(drawn)} of its checked scores are better than its own rows allow; on sample "
-            f" {int(drawn[worst])} it claims {scores[drawn[worst]]:.3f}, its rows give {least[worst]:.3f} or more"
+            f"{int(drawn[worst])} it claims {scores[drawn[worst]]:.3f}, its rows give {least[worst]:.3f} or more"
         )
 
     def _answer(self, knowledge: Knowledge, sample: int) -> bytes:
