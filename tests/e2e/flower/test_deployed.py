@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -51,9 +50,10 @@ class Lab:
             **os.environ, "FEDTANDEM_BIN": str(Path(sys.executable).parent),
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(HOOK)]), "WATCHED": str(folder / "watched"),
             "OMP_NUM_THREADS": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "HOME": str(folder / "home"),
+            "TMPDIR": str(folder / "tmp"),
         }  # fmt: skip
-        (folder / "home").mkdir()
-        (folder / "watched").mkdir()
+        for kept in ("home", "watched", "tmp"):
+            (folder / kept).mkdir()
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -141,8 +141,8 @@ def watched(lab: Lab, kind: str) -> set[str]:
 
 
 def stays_inside(lab: Lab) -> None:
-    """No process wrote outside the lab and the system's scratch folder, or talked to another machine."""
-    allowed = (str(lab.folder), tempfile.gettempdir(), "/dev/", "/proc/")
+    """No process wrote outside the lab, nor anything in its home folder, or talked to another machine."""
+    allowed = (str(lab.folder), "/dev/", "/proc/")
     caches = [path for path in watched(lab, "write") if "__pycache__" in path]
     assert {path for path in watched(lab, "write") if not path.startswith(allowed)} - set(caches) == set()
     assert list((lab.folder / "home").iterdir()) == []
