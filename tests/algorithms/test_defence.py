@@ -1,14 +1,18 @@
 """Scores held against rows: an honest one is never caught, a better claim is; and nobody teaches too much."""
 
 import math
+import secrets
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fedtandem.algorithms.defence import capped, least_score
+from fedtandem.algorithms.defence import Defence, DefenceSettings, capped, least_score
 from fedtandem.algorithms.lessons import Choice
 from fedtandem.alignment.card import VocabularyCard
+from fedtandem.data.public import Sample
+from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.studies.privacy import byzantine
 
@@ -21,6 +25,56 @@ def test_only_the_liar_is_caught_whatever_the_lie(tmp_path: Path) -> None:
         assert found[f"{lie}|defence"]["caught"] == ["b in round 1"], lie
     assert found["none|defence"]["caught"] == []
     assert found["swapped rows|open"]["loss"] > found["swapped rows|defence"]["loss"] + 0.05
+
+
+N = 400
+
+
+class Nobody:
+    """What the defence asks of a server's learner: texts, a unit, a place for warnings."""
+
+    public = [Sample("", "", "ab") for _ in range(N)]  # noqa: RUF012
+    knowledge = SimpleNamespace(mode="bytes")
+
+    def emit(self, event: str, **fields: object) -> None: ...
+
+
+def lying_except(honest: np.ndarray) -> Knowledge:
+    """It wins all samples; its rows give "ab" a loss of ln 2 / 2, and it claims 0 but for these samples."""
+    scores = np.zeros(N, np.float32)
+    scores[honest] = math.log(2) / 2
+    one = rows([(2, 0.5), (3, 0.9)], [0.5, 0.1], [0, 2])
+    return Knowledge("liar", 1, "", "", scores, np.arange(N, dtype=np.int32), SparseLogits.concat([one] * N))
+
+
+def test_who_is_honest_where_the_public_values_point_is_caught_all_the_same() -> None:
+    """Round and set size are known to all; lots drawn from them, or from any other key, do not find the server's."""
+    choice = Choice(np.zeros(N, np.int64), ("liar",), np.arange(N))
+    everything = np.arange(N)
+    cards = {"liar": SimpleNamespace(party="liar", vocabulary=CARD, ends=None)}
+    settings = DefenceSettings(check_samples=20)
+    guessed = Defence(settings, Nobody(), bytes(32)).checked(1, "liar", everything, N)
+    public_lot = np.random.default_rng([1, N]).permutation(everything)[:20]
+    server = Defence(settings, Nobody(), secrets.token_bytes(32))
+    for honest in (public_lot, guessed):
+        found = server.liars(1, choice, {"liar": lying_except(honest)}, cards)
+        assert "checked scores are better than its own rows allow" in found["liar"]
+    told = server.checked(1, "liar", everything, N)  # who had the key would get through
+    assert server.liars(1, choice, {"liar": lying_except(told)}, cards) == {}
+
+
+def test_the_lot_is_fair_and_another_one_each_round() -> None:
+    """20 of 400, 300 rounds: every sample is checked 15 times on average; five deviations hold for all 400."""
+    defence = Defence(DefenceSettings(check_samples=20), Nobody(), bytes(32))
+    counts = np.zeros(N)
+    for round_number in range(300):
+        drawn = defence.checked(round_number, "a", np.arange(N), N)
+        assert len(set(drawn.tolist())) == 20
+        counts[drawn] += 1
+    assert counts.max() < 15 + 5 * math.sqrt(15)
+    assert counts.min() > 0
+    some = np.array([3, 5, 8])
+    assert np.array_equal(defence.checked(1, "a", some, N), some)
 
 
 def test_no_client_teaches_more_than_its_share() -> None:

@@ -4,6 +4,8 @@ DualMinCE believes scores: who claims the lowest loss teaches. But a client's ro
 probability they give to the known answer. So scores are held against rows on a sample of what a client won; who
 claims better than its rows allow is quarantined, with the reason. And no client teaches more than a set share.
 
+Which samples are held against rows is drawn from a key of the server's own: who knew them could lie on the others.
+
 Not found: a client whose scores and rows agree and that is wrong only where no answer is known, and several clients
 that lie alike beyond what the caps leave to the honest ones.
 """
@@ -23,6 +25,7 @@ from fedtandem.exchange.card import Card
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.selection.dual_min_ce import NO_TEACHER
+from fedtandem.tuning.secret_noise import SecretNoise
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,16 @@ class Defence:
     Args:
         settings: how strict.
         learner: the server's, for its public texts and its record.
+        key: secret, 32 bytes; it decides which samples are checked.
 
     Attributes:
         quarantined: client -> why; for the rest of the run.
     """
 
-    def __init__(self, settings: DefenceSettings, learner: Learner) -> None:
+    def __init__(self, settings: DefenceSettings, learner: Learner, key: bytes) -> None:
         self.settings = settings
         self.learner = learner
+        self._key = key
         self.quarantined: dict[str, str] = {}
         self._spellers: dict[str, dict[bytes, list[int]]] = {}
 
@@ -74,7 +79,8 @@ class Defence:
         """
         found = {}
         for name, knowledge in sources.items():
-            reason = self._fault(round_number, knowledge, choice.won_by(name), cards[name])
+            drawn = self.checked(round_number, name, choice.won_by(name), len(knowledge.scores))
+            reason = self._fault(round_number, knowledge, drawn, cards[name])
             if reason is not None:
                 found[name] = reason
                 self.learner.emit(
@@ -84,17 +90,30 @@ class Defence:
         self.quarantined |= found
         return found
 
-    def _fault(self, round_number: int, knowledge: Knowledge, won: np.ndarray, card: Card) -> str | None:
+    def checked(self, round_number: int, name: str, won: np.ndarray, n_public: int) -> np.ndarray:
+        """Which samples of one client are held against its rows: `check_samples` of those it won, by secret lot.
+
+        The lot is drawn for all samples, so that it does not depend on what the others won: the same key, round and
+        client give the same.
+
+        Args:
+            won: sample indexes; (M,) int64.
+
+        Returns:
+            (min(M, check_samples),) int64, ascending.
+        """
+        lot = SecretNoise(self._key, f"defence/{round_number}/{name}").uniform(n_public)
+        return np.sort(won[np.argsort(lot[won], kind="stable")][: self.settings.check_samples])
+
+    def _fault(self, round_number: int, knowledge: Knowledge, drawn: np.ndarray, card: Card) -> str | None:
         scores, tolerance = knowledge.scores, self.settings.score_tolerance
         if knowledge.round != round_number:
             return f"its knowledge is of round {knowledge.round}, not {round_number}"
         if len(scores) and scores.min() < -tolerance:
             at = int(scores.argmin())
             return f"it claims a loss of {scores[at]:.3g} on sample {at}; none lies below 0"
-        if knowledge.rows is None or not len(won):
+        if knowledge.rows is None or not len(drawn):
             return None
-        generator = np.random.default_rng([round_number, len(scores)])
-        drawn = np.sort(generator.permutation(won)[: self.settings.check_samples])
         try:
             rows = rows_of(knowledge, drawn)
             if card.ends is not None:

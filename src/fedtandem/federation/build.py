@@ -25,6 +25,8 @@ from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.card import Card
 from fedtandem.federation.methods import Method
 from fedtandem.federation.privacy_ledger import Vault
+from fedtandem.federation.processes import of_the_first
+from fedtandem.federation.secret_key import secret_key
 from fedtandem.federation.selectors import Sides, selection_sides
 from fedtandem.federation.store import RoundStore
 from fedtandem.models.language_model import LanguageModel
@@ -39,6 +41,8 @@ Report = Callable[[str, int, Mapping[str, Evaluation]], None]
 """`report(party, round, split -> evaluation)`."""
 
 SERVER = "server"
+DEFENCE_KEY = "defence.key"
+"""In the server's folder: which samples of its clients are checked; nobody else may know it."""
 REMEMBERED_BYTES = 64 * 2**20
 """Trainable weights up to this size: a private phase that several methods begin with is done once and kept."""
 
@@ -201,7 +205,7 @@ def assemble(
     server = Server(
         learner, frame.flow, frame.rounds, frame.selector, _map_maker(learner.lm, frame.mode),
         RoundStore(folder / SERVER), report=partial(report, SERVER), selecting=frame.sides.server(learner),
-        offering=frame.sides.offering, defence=_defence(parts.config, learner),
+        offering=frame.sides.offering, defence=_defence(parts.config, learner, folder / SERVER),
     )  # fmt: skip
     return server, {
         name: assemble_client(
@@ -251,10 +255,11 @@ def flow_of(method: Method, config: RunConfig) -> Flow:
     )
 
 
-def _defence(config: RunConfig, learner: Learner) -> Defence | None:
+def _defence(config: RunConfig, learner: Learner, folder: Path) -> Defence | None:
     if config.defence is None:
         return None
-    return Defence(DefenceSettings(**config.defence.model_dump()), learner)
+    key = of_the_first(secret_key(folder / DEFENCE_KEY))
+    return Defence(DefenceSettings(**config.defence.model_dump()), learner, key)
 
 
 def _refusal(party: PartyParts) -> Callable[[str], bool]:

@@ -1,9 +1,6 @@
 """A client's privacy spendings on disk, and the key of its noise: both outlive a killed run."""
 
 import json
-import os
-import secrets
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +10,9 @@ from fedtandem.atomic import write_bytes
 from fedtandem.config.privacy import PrivacyConfig
 from fedtandem.errors import DataError
 from fedtandem.exchange.knowledge import Knowledge
+from fedtandem.federation.secret_key import secret_key
 from fedtandem.tuning.accountant import Spending, require_opacus
 from fedtandem.tuning.dp_sgd import DPSettings, PrivateTraining
-from fedtandem.tuning.secret_noise import KEY_BYTES
 
 LEDGER, KEY = "privacy.jsonl", "privacy.key"
 
@@ -68,19 +65,7 @@ def noise_key(folder: Path) -> bytes:
     Raises:
         DataError: the file holds something else.
     """
-    path = folder / KEY
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, draft = tempfile.mkstemp(dir=folder, prefix=f".{KEY}.")  # nobody else may read it
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    key = path.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise DataError(f"{path} has {len(key)} bytes; a noise key has {KEY_BYTES}. Restore it.")
-    return key
+    return secret_key(folder / KEY)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fedtandem.models.load import choose_device
-from fedtandem.tuning.distributed import join_world
+from fedtandem.tuning.distributed import join_world, sum_numbers
 
 
 @contextmanager
@@ -38,6 +38,15 @@ def run_folder(output: Path) -> Iterator[Path]:
 def is_first() -> bool:
     """Whether this process is the one that speaks; true where there is only one."""
     return join_world(choose_device("auto")).rank == 0
+
+
+def of_the_first(data: bytes) -> bytes:
+    """The first process's bytes, at every process; all give bytes of one length."""
+    device = choose_device("auto")
+    world = join_world(device)
+    return bytes(
+        int(byte) for byte in sum_numbers(data if world.rank == 0 else bytes(len(data)), world, device)
+    )
 
 
 def part() -> None:
