@@ -1,9 +1,11 @@
 """The round policy against the local carrier with injected faults."""
 
+from collections.abc import Mapping
+
 import pytest
 
-from fedtandem.errors import InvalidMessage, QuorumError
-from fedtandem.exchange.carrier import SCHEMA, Envelope
+from fedtandem.errors import InvalidMessage, PrivacyBudgetError, QuorumError
+from fedtandem.exchange.carrier import SCHEMA, Absence, Answers, Envelope
 from fedtandem.federation.local import Fault, FaultPlan, LocalCarrier
 from fedtandem.federation.strategy import RoundPolicy, Strategy
 
@@ -93,6 +95,55 @@ def test_waiting_for_ever_ends_with_an_error_that_names_the_missing() -> None:
     s, _ = strategy(faults=lambda name, _: Fault("lost") if name == "c" else None, min_clients=3)
     with pytest.raises(QuorumError, match="c: lost"):
         ask(s)
+
+
+class Spending(LocalCarrier):
+    """Of the parties it reaches, some say that their privacy budget is spent; who is asked is noted."""
+
+    def __init__(self, spent: set[str], asked: list[list[str]]) -> None:
+        super().__init__({name: Echo() for name in "abc"})
+        self.spent, self.asked = spent, asked
+
+    def ask(self, requests: Mapping[str, Envelope], *, deadline_s: float) -> Answers:
+        self.asked.append(sorted(requests))
+        told = super().ask({n: e for n, e in requests.items() if n not in self.spent}, deadline_s=deadline_s)
+        return Answers(told.replies, {n: Absence("spent", "epsilon 8 of 8") for n in self.spent & requests.keys()})
+
+
+def test_spent_budgets_end_the_run_with_exit_code_7_where_too_few_are_left() -> None:
+    asked: list[list[str]] = []
+    for on_short in ("wait", "fail"):
+        short = Strategy(
+            Spending({"b"}, asked), RoundPolicy(min_clients=3, on_short=on_short), lambda *_, **__: None
+        )
+        with pytest.raises(PrivacyBudgetError, match=r"budget of b is spent.*b says: epsilon 8 of 8") as fault:
+            ask(short)
+        assert fault.value.exit_code == 7
+    assert asked == [["a", "b", "c"]] * 2  # nobody was asked again
+
+
+def test_a_spent_budget_is_an_absence_while_enough_are_left() -> None:
+    events: list[dict[str, object]] = []
+    carrier = Spending({"b"}, [])
+    enough = Strategy(
+        carrier, RoundPolicy(min_clients=2), lambda event, **fields: events.append({"event": event, **fields})
+    )
+    assert sorted(ask(enough) or {}) == ["a", "c"]
+    assert [(e["party"], e["reason"]) for e in events if e["event"] == "absence"] == [("b", "spent")]
+    carrier.spent = {"a", "c"}
+    with pytest.raises(PrivacyBudgetError, match=r"budget of a, c is spent"):
+        ask(enough)  # b, which was granted more, answers
+
+
+def test_a_run_that_skips_rounds_goes_on_while_another_draw_may_be_enough() -> None:
+    silent = lambda *_, **__: None  # noqa: E731
+    names = {"a": request(), "b": request()}
+    skips = Strategy(Spending({"b"}, []), RoundPolicy(min_clients=2, on_short="skip"), silent)
+    assert skips.ask(names, body, round_number=1) is None
+    skips.carrier = Spending({"b", "c"}, [])
+    assert skips.ask(names, body, round_number=2) is None
+    with pytest.raises(PrivacyBudgetError, match=r"budget of b, c is spent, and of 3 clients 2"):
+        ask(skips)
 
 
 def test_an_invalid_reply_is_an_absence_with_the_partys_name() -> None:

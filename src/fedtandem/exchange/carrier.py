@@ -90,7 +90,8 @@ class Envelope:
         return cls(KINDS[kind], round_number, schema, body)
 
 
-AbsenceReason = Literal["late", "lost", "refused", "invalid"]
+AbsenceReason = Literal["late", "lost", "refused", "invalid", "spent"]
+"""`spent`: it refused because its privacy budget is spent, so asking again is of no use."""
 
 
 @dataclass(frozen=True)

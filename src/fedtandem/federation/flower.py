@@ -176,7 +176,7 @@ class FlowerCarrier:
             answer = unpack_answer(reply.content, replace(self._order, party=name))
             self._count(name, request.round, len(answer.envelope), down)
             if answer.refusal:
-                return Absence("refused", answer.refusal)
+                return Absence("spent" if answer.spent else "refused", answer.refusal)
             envelope = Envelope.from_bytes(answer.envelope, party=name)
         except InvalidMessage as error:
             return Absence("invalid", str(error))

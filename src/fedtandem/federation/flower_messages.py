@@ -52,6 +52,7 @@ def pack_answer(order: Order, answer: Answer) -> RecordDict:
             "experiment": order.experiment,
             "method": order.method,
             "refusal": answer.refusal,
+            "spent": answer.spent,
             "events": json.dumps(answer.events, default=float),
         }
     )
@@ -72,15 +73,20 @@ def unpack_answer(content: RecordDict, order: Order) -> Answer:
                 f"{order.party}: the reply's {key} is {str(fields.get(key))[:80]!r}; expected {expected!r}. Another "
                 "reply came in its place; ask again."
             )
-    refusal, events = fields.get("refusal"), fields.get("events")
+    refusal, events, spent = fields.get("refusal"), fields.get("events"), fields.get("spent", False)
     if not isinstance(refusal, str) or not isinstance(events, str) or len(events) > MAX_RECORD_BYTES:
         raise InvalidMessage(f"{order.party}: the reply lacks a part or its record is too long. Ask again.")
+    if not isinstance(spent, bool) or (spent and not refusal):
+        raise InvalidMessage(
+            f"{order.party}: the reply says spent = {str(spent)[:80]!r} and {'why' if refusal else 'not why'}; expected "
+            "true with the refusal's text, or false. Ask again."
+        )
     try:
         lines = json.loads(events)
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"{order.party}: the lines for the record are not JSON ({error}).") from error
     own = tuple(line for line in lines if is_told(line, order.party)) if isinstance(lines, list) else ()
-    return Answer(_bytes(content), own, refusal)
+    return Answer(_bytes(content), own, refusal, spent)
 
 
 def _body(data: bytes) -> ArrayRecord:

@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from fedtandem.errors import ConfigError
@@ -55,15 +56,28 @@ def check_methods(methods: Sequence[str]) -> None:
 
 def is_told(event: Any, party: str) -> bool:
     """Whether an event of a site's record may enter the server's: its own, of a kind that parties write."""
-    if not isinstance(event, dict) or event.get("party") != party or event.get("event") not in PARTY_EVENTS:
+    if not isinstance(event, dict) or event.get("party") != party:
+        return False
+    if not isinstance(event.get("event"), str) or event["event"] not in PARTY_EVENTS:
         return False
     if not isinstance(event.get("round"), int) or event.keys() & {"method", "time", "self"}:
         return False
-    return event["event"] != "metric" or (
-        {key: type(event.get(key)) for key in _METRIC} == _METRIC and math.isfinite(event["value"])
+    wanted = _FIELDS.get(event["event"], {})
+    return all(type(event.get(key)) in kinds for key, kinds in wanted.items()) and all(
+        math.isfinite(event[key]) for key, kinds in wanted.items() if type(event[key]) is float
     )
 
 
-_METRIC = {"split": str, "metric": str, "value": float, "n": int, "higher_is_better": bool}
-PARTY_EVENTS = frozenset({"phase", "metric", "alignment", "selection", "items", "paths", "check", "warning"})
+_NUMBER, _BOUND = (float, int), (float, int, NoneType)
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "metric": {"split": (str,), "metric": (str,), "value": (float,), "n": (int,), "higher_is_better": (bool,)},
+    "privacy": {
+        "epsilon": _NUMBER, "epsilon_phase": _NUMBER, "delta": _NUMBER, "noise_multiplier": _NUMBER,
+        "max_grad_norm": _NUMBER, "sample_rate": _NUMBER, "steps": (int,), "planned": (int,), "target_epsilon": _BOUND,
+    },
+}  # fmt: skip
+"""What the report reads of such an event, with its types."""
+PARTY_EVENTS = frozenset(
+    {"phase", "metric", "alignment", "selection", "items", "paths", "check", "warning", "privacy"}
+)
 """What a party writes into the record; rounds, bytes and absences are the server's to tell."""

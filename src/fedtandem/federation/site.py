@@ -20,7 +20,7 @@ import torch
 from fedtandem.algorithms.client import Client, fetch_rows, stored_reply, work_key
 from fedtandem.config import RunConfig
 from fedtandem.config.site import SiteConfig
-from fedtandem.errors import FedtandemError, InvalidMessage
+from fedtandem.errors import FedtandemError, InvalidMessage, PrivacyBudgetError
 from fedtandem.evaluation.scorer import Evaluation
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.describe import describe
@@ -60,11 +60,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a site says: an envelope with its lines for the record, or why there is none."""
+    """What a site says: an envelope with its lines for the record, or why there is none.
+
+    Attributes:
+        spent: it refuses because its privacy budget is spent.
+    """
 
     envelope: bytes = b""
     events: tuple[dict[str, Any], ...] = ()
     refusal: str = ""
+    spent: bool = False
 
 
 class Site:
@@ -91,7 +96,7 @@ class Site:
                     return self._answer(order, data)
                 except FedtandemError as fault:
                     self._log_refusal(order, str(fault))
-                    return Answer(refusal=str(fault))
+                    return Answer(refusal=str(fault), spent=isinstance(fault, PrivacyBudgetError))
         except FedtandemError as fault:  # the log itself cannot be written: say that, and nothing else
             return Answer(refusal=str(fault))
 

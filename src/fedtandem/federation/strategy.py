@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from fedtandem.errors import InvalidMessage, QuorumError
+from fedtandem.errors import InvalidMessage, PrivacyBudgetError, QuorumError
 from fedtandem.exchange.carrier import Absence, Carrier, Envelope
 
 Reply = TypeVar("Reply")
@@ -37,13 +37,15 @@ class RoundPolicy:
 class Strategy:
     """Asks clients through a carrier and returns the *valid* replies.
 
-    An invalid reply is an absence with the party's name, never a crash.
+    An invalid reply is an absence with the party's name, never a crash. A client whose privacy budget is spent is not
+    asked again in a round.
     """
 
     def __init__(self, carrier: Carrier, policy: RoundPolicy, emit: Emit) -> None:
         self.carrier = carrier
         self.policy = policy
         self.emit = emit
+        self._spent: dict[str, str] = {}
 
     def names(self) -> list[str]:
         """Every client of the run, sorted by name."""
@@ -85,6 +87,7 @@ class Strategy:
 
         Raises:
             QuorumError: the round is short and `on_short = "fail"`, or waiting did not help; names the missing.
+            PrivacyBudgetError: too few are left whose privacy budget is not spent; names those whose is.
         """
         quorum = min(self.policy.min_clients, len(requests))
         replies: dict[str, Reply] = {}
@@ -115,13 +118,16 @@ class Strategy:
                 absence.reason in ("refused", "invalid") for absence in missing.values()
             ):
                 break
+            self._spent = {name: text for name, text in self._spent.items() if name not in replies}
+            self._spent |= {name: absence.text for name, absence in missing.items() if absence.reason == "spent"}
             if len(replies) >= quorum or need == "none":
                 return dict(sorted(replies.items()))
+            self._check_budgets(round_number, requests, quorum, need)
             if self.policy.on_short == "skip" and need == "quorum":
                 return None
             if self.policy.on_short == "fail":
                 break
-            waiting = {name: requests[name] for name in missing}
+            waiting = {name: requests[name] for name in missing if name not in self._spent}
         told = "; ".join(
             f"{name}: {absence.reason} ({absence.text})" for name, absence in sorted(missing.items())
         )
@@ -130,3 +136,19 @@ class Strategy:
             f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {wanted} are "
             f"needed. Missing: {told}. Bring them back and go on with --resume, or lower federation.min_clients."
         )
+
+    def _check_budgets(
+        self, round_number: int, requests: Mapping[str, Envelope], quorum: int, need: Need
+    ) -> None:
+        """End the run where spent privacy budgets alone leave too few; one that skips rounds ends when all must be."""
+        skips = self.policy.on_short == "skip" and need == "quorum"
+        members, enough = (self.names(), self.policy.min_clients) if skips else (requests, quorum)
+        gone = sorted(self._spent.keys() & set(members))
+        if gone and len(members) - len(gone) < enough:
+            raise PrivacyBudgetError(
+                f"round {round_number}: the privacy budget of {', '.join(gone)} is spent, and of {len(members)} clients "
+                f"{enough} are needed. {' '.join(f'{name} says: {self._spent[name]}' for name in gone)} Rounds committed "
+                "so far stand. Where the site's own file is the stricter, it may grant more there "
+                "(client.privacy.dp.target_epsilon); then go on with --resume. Else begin a new run that asks for fewer "
+                "private updates, or for fewer clients (federation.min_clients)."
+            )
