@@ -6,12 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from fedtandem.algorithms.fedhlm import Settings, run_fedhlm
+from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
 from fedtandem.errors import ConfigError, InvalidMessage, QuorumError
-from fedtandem.exchange.calibration import CalibrationRequest
-from fedtandem.federation.masking import Attempt, Encoding, Masker, Offer, Words, masked_sum, unmask
+from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
+from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.frame import decode_frame
+from fedtandem.exchange.masking import MaskingRequest, Offer, OfferReply
+from fedtandem.federation.local import Fault, FaultPlan, LocalCarrier
+from fedtandem.federation.masked_edges import STATISTICS, MaskedClient, MaskedEdge, masked_clients
+from fedtandem.federation.masking import Attempt, Encoding, Masker, Words, masked_sum, unmask
+from fedtandem.inference.threshold import Goal
 
 NAMES = ("a", "b", "c", "d")
 SIGNING = {name: ec.generate_private_key(ec.SECP384R1()) for name in NAMES}
@@ -28,7 +37,7 @@ def maskers(names: Sequence[str] = NAMES, attempt: Attempt = FIRST) -> tuple[dic
 @given(
     values=st.lists(st.lists(st.integers(-(10**9), 10**9), min_size=5, max_size=5), min_size=3, max_size=4)
 )
-@settings(max_examples=20)
+@limits(max_examples=20)
 def test_masks_cancel_exactly(values: list[list[int]]) -> None:
     made, offers = maskers(NAMES[: len(values)])
     masked = {m.name: m.mask(v, COUNTS, offers) for m, v in zip(made.values(), values, strict=True)}
@@ -115,15 +124,17 @@ def test_what_cannot_be_summed_is_refused() -> None:
 def test_a_dropout_is_left_out_and_the_rest_begin_anew() -> None:
     values = {"a": 1.0, "b": 10.0, "c": 100.0, "d": 1000.0}
     words: dict[str, list[Words]] = {name: [] for name in NAMES}
+    made: dict[str, Masker] = {}
 
-    def begin(attempt: Attempt, name: str) -> Masker:
-        return Masker(name, attempt, SIGNING[name], KNOWN)
+    def begin(attempt: Attempt, names: Sequence[str]) -> list[Offer]:
+        made.update((name, Masker(name, attempt, SIGNING[name], KNOWN)) for name in names)
+        return [made[name].offer for name in names]
 
-    def send(masker: Masker, offers: Sequence[Offer]) -> Words | None:
-        if masker.name == "b" and masker.attempt.attempt == 0:
-            return None
-        words[masker.name].append(masker.mask([values[masker.name]], COUNTS, offers))
-        return words[masker.name][-1]
+    def send(attempt: Attempt, offers: Sequence[Offer]) -> dict[str, Words]:
+        answer = [offer.name for offer in offers if attempt.attempt > 0 or offer.name != "b"]
+        for name in answer:
+            words[name].append(made[name].mask([values[name]], COUNTS, offers))
+        return {name: words[name][-1] for name in answer}
 
     total, names, attempts = masked_sum("run", 1, NAMES, begin, send, COUNTS)
     assert total.tolist() == [1101.0]
@@ -131,37 +142,131 @@ def test_a_dropout_is_left_out_and_the_rest_begin_anew() -> None:
     assert words["a"][0] != words["a"][1]
 
 
-def test_too_many_dropouts_end_it() -> None:
-    with pytest.raises(QuorumError, match="2 clients are left"):
-        masked_sum(
-            "run", 1, NAMES, lambda attempt, name: Masker(name, attempt, SIGNING[name], KNOWN),
-            lambda masker, offers: None if masker.name in "cd" else masker.mask([1.0], COUNTS, offers), COUNTS,
-        )  # fmt: skip
+# -- as messages, through a carrier ---------------------------------------------------------------------------------
+
+SETTINGS = Settings(goal=Goal("price", 0.4), audit_rate=1.0, draws=0)
 
 
-def test_thresholds_under_masks_are_those_of_the_plain_counts() -> None:
-    """Three clients behind one edge: their pooled table decides the cluster's threshold either way."""
-    from fedtandem.algorithms.fedhlm import Settings, run_fedhlm
-    from fedtandem.algorithms.threshold_parties import Edge, ThresholdClient
-    from fedtandem.federation.local import LocalCarrier
-    from fedtandem.federation.masked_edges import masked_edge
-    from fedtandem.inference.threshold import Goal
-
+def threshold_clients(names: Sequence[str] = NAMES) -> dict[str, ThresholdClient]:
     generator = np.random.default_rng(0)
     clients = {}
-    for name in "abc":
+    for name in names:
         u = generator.random(300)
         beta = (generator.random(300) < u).astype(float)
         clients[name] = ThresholdClient(name, ("slm", "llm"), u, beta, ["s"] * 300, np.arange(300), b"k" * 32)
-    settings = Settings(goal=Goal("price", 0.4), audit_rate=1.0, draws=0)
-    plain = run_fedhlm(LocalCarrier({"edge": Edge("edge", LocalCarrier(clients))}), settings)
-    masked = run_fedhlm(LocalCarrier({"edge": masked_edge("edge", clients, "run")}), settings)
+    return clients
+
+
+def masked_edge(clients: dict[str, ThresholdClient], faults: FaultPlan | None = None) -> MaskedEdge:
+    masking, known = masked_clients(clients)
+    return MaskedEdge("edge", LocalCarrier(masking, faults=faults), known, "run")
+
+
+def job(kind: str = "count", round_number: int = 1) -> CalibrationRequest:
+    return CalibrationRequest(round_number, kind, 1.0, 0.0, (), np.array([0.5]))  # type: ignore[arg-type]
+
+
+def sums(edge: MaskedEdge) -> CalibrationReply:
+    return CalibrationReply.from_envelope(edge.handle(job().to_envelope()))
+
+
+def test_thresholds_under_masks_are_those_of_the_plain_counts() -> None:
+    """Behind one edge: the pooled table decides the cluster's threshold either way."""
+    plain = run_fedhlm(LocalCarrier({"edge": Edge("edge", LocalCarrier(threshold_clients()))}), SETTINGS)
+    masked = run_fedhlm(LocalCarrier({"edge": masked_edge(threshold_clients())}), SETTINGS)
     assert masked.names == ("edge",)
+    assert masked.models == (("slm", "llm"),)
     assert masked.thresholds.cluster == pytest.approx(plain.thresholds.cluster, abs=1e-6)
-    assert masked.table.tokens.sum() == plain.table.tokens.sum() == 900
+    assert masked.table.tokens.sum() == plain.table.tokens.sum() == 1200
+
+
+def test_no_clients_numbers_are_in_any_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every message between edge and clients: neither its arrays nor any word of them is a client's own."""
+    clients = threshold_clients()
+    own = {n: CalibrationReply.from_envelope(c.handle(job().to_envelope())) for n, c in clients.items()}
+    sent: list[tuple[bytes, dict[str, np.ndarray]]] = []
+    to_bytes = Envelope.to_bytes
+
+    def recorded(self: Envelope) -> bytes:
+        sent.append((self.body, dict(decode_frame(self.body)[1])))
+        return to_bytes(self)
+
+    monkeypatch.setattr(Envelope, "to_bytes", recorded)
+    total = sums(masked_edge(clients))
+    assert total.counts.sum() == pytest.approx(sum(reply.counts.sum() for reply in own.values()))
+    masked = [arrays["words"] for _, arrays in sent if "words" in arrays]
+    assert len(masked) == 4
+    for reply in own.values():
+        counts = reply.counts.reshape(-1)
+        plain = STATISTICS.encode(counts)
+        marks = [counts.astype(kind).tobytes() for kind in (np.float32, np.float64, np.int32, np.int64)]
+        marks.append(plain.tobytes())
+        for body, arrays in sent:
+            unpacked = b"".join(array.tobytes() for array in arrays.values())
+            assert not [mark for mark in marks if mark in body or mark in unpacked]
+        assert not any(np.isin(words, plain).any() for words in masked)
+
+
+@pytest.mark.parametrize("kind", ["lost", "late", "corrupt"])
+@pytest.mark.parametrize("step", [0, 1], ids=["with its key", "with its numbers"])
+def test_who_drops_out_is_left_out_of_the_sum(kind: str, step: int) -> None:
+    """Lost once with its key, it is not in that attempt; lost with its numbers, the others begin anew without it."""
+    seen: list[str] = []
+
+    def faults(party: str, _envelope: Envelope) -> Fault | None:
+        if party != "b":
+            return None
+        seen.append(party)
+        return Fault(kind) if len(seen) == step + 1 else None  # type: ignore[arg-type]
+
+    clients = threshold_clients()
+    total = sums(masked_edge(clients, faults))
+    assert total.tokens.tolist() == [900.0]
+    assert len(seen) == step + 1
+
+
+def test_fewer_than_three_left_are_named_and_those_missing_too() -> None:
+    with pytest.raises(QuorumError, match=r"2 clients are left for a masked sum \(a, b\).*Missing: c, d\."):
+        sums(masked_edge(threshold_clients(), lambda party, _: Fault("lost") if party in "cd" else None))
     with pytest.raises(QuorumError, match="at least 3"):
-        masked_edge("edge", {n: clients[n] for n in "ab"}, "run").handle(next(iter(_survey())).to_envelope())
+        sums(masked_edge(threshold_clients(("a", "b"))))
 
 
-def _survey() -> list[CalibrationRequest]:
-    return [CalibrationRequest(1, "survey", 1.0, 0.0, (), np.array([0.5]))]
+def test_a_key_that_its_client_did_not_sign_is_left_out() -> None:
+    """d answers with c's signing key: it is not believed, and the other three are summed."""
+    masking, known = masked_clients(threshold_clients())
+    masking["d"] = MaskedClient(masking["d"].client, SIGNING["d"], known)
+    assert sums(MaskedEdge("edge", LocalCarrier(masking), known, "run")).tokens.tolist() == [900.0]
+
+
+def test_a_client_answers_under_masks_alone_and_a_repeated_message_alike() -> None:
+    masking, _ = masked_clients(threshold_clients())
+    with pytest.raises(InvalidMessage, match="calibration_request"):
+        masking["a"].handle(job().to_envelope())
+    ask_key = MaskingRequest(1, "run", 0).to_envelope()
+    offers = [OfferReply.from_envelope(client.handle(ask_key)).offer for client in masking.values()]
+    ask = MaskingRequest(1, "run", 0, tuple(offers), job()).to_envelope()
+    first = masking["a"].handle(ask)
+    assert masking["a"].handle(ask).to_bytes() == first.to_bytes()
+    with pytest.raises(
+        InvalidMessage, match="once"
+    ):  # other numbers under the same masks: their difference would show
+        masking["a"].handle(
+            MaskingRequest(1, "run", 0, tuple(offers), replace(job(), audit_rate=0.5)).to_envelope()
+        )
+    with pytest.raises(InvalidMessage, match="no key was offered for attempt 1"):
+        masking["a"].handle(MaskingRequest(1, "run", 1, tuple(offers), job()).to_envelope())
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (MaskingRequest(1, "run", 0, (Offer("a", b"short", b"s"),), job()), "32 bytes of a key"),
+        (MaskingRequest(1, "run", 0, (Offer("a", bytes(32), b"s"),), None), "job"),
+        (MaskingRequest(1, "run", 0, (Offer("a", bytes(32), b"s"),), job(round_number=2)), "another round"),
+        (MaskingRequest(1, "run", -1), "attempt"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(broken: MaskingRequest, says: str) -> None:
+    with pytest.raises(InvalidMessage, match=says):
+        MaskingRequest.from_envelope(broken.to_envelope())

@@ -1,4 +1,4 @@
-"""What a site may put into the server's record: its own lines, of a kind that parties write, with what is read of them."""
+"""What a site may put into the server's record: its own lines, of a kind that parties write."""
 
 import pytest
 

@@ -107,7 +107,9 @@ class Spending(LocalCarrier):
     def ask(self, requests: Mapping[str, Envelope], *, deadline_s: float) -> Answers:
         self.asked.append(sorted(requests))
         told = super().ask({n: e for n, e in requests.items() if n not in self.spent}, deadline_s=deadline_s)
-        return Answers(told.replies, {n: Absence("spent", "epsilon 8 of 8") for n in self.spent & requests.keys()})
+        return Answers(
+            told.replies, {n: Absence("spent", "epsilon 8 of 8") for n in self.spent & requests.keys()}
+        )
 
 
 def test_spent_budgets_end_the_run_with_exit_code_7_where_too_few_are_left() -> None:
@@ -116,7 +118,9 @@ def test_spent_budgets_end_the_run_with_exit_code_7_where_too_few_are_left() -> 
         short = Strategy(
             Spending({"b"}, asked), RoundPolicy(min_clients=3, on_short=on_short), lambda *_, **__: None
         )
-        with pytest.raises(PrivacyBudgetError, match=r"budget of b is spent.*b says: epsilon 8 of 8") as fault:
+        with pytest.raises(
+            PrivacyBudgetError, match=r"budget of b is spent.*b says: epsilon 8 of 8"
+        ) as fault:
             ask(short)
         assert fault.value.exit_code == 7
     assert asked == [["a", "b", "c"]] * 2  # nobody was asked again

@@ -251,9 +251,16 @@ def calibrate(
             for name in np.unique(trace.client[trace.cluster == cluster])
         }
         if masked:
-            from fedtandem.federation.masked_edges import masked_edge  # needs cryptography
+            from fedtandem.federation.masked_edges import MaskedEdge, masked_clients  # needs cryptography
 
-            edges[str(cluster) or "all"] = masked_edge(str(cluster) or "all", clients, "calibrate")
+            masking, known = masked_clients(clients)
+            edges[str(cluster) or "all"] = MaskedEdge(
+                str(cluster) or "all",
+                LocalCarrier(masking, count=counting("clients and edges")),
+                known,
+                "calibrate",
+                settings.deadline_s,
+            )
             continue
         edges[str(cluster) or "all"] = Edge(
             str(cluster) or "all",

@@ -78,8 +78,8 @@ def unpack_answer(content: RecordDict, order: Order) -> Answer:
         raise InvalidMessage(f"{order.party}: the reply lacks a part or its record is too long. Ask again.")
     if not isinstance(spent, bool) or (spent and not refusal):
         raise InvalidMessage(
-            f"{order.party}: the reply says spent = {str(spent)[:80]!r} and {'why' if refusal else 'not why'}; expected "
-            "true with the refusal's text, or false. Ask again."
+            f"{order.party}: the reply says spent = {str(spent)[:80]!r} and {'why' if refusal else 'not why'}; "
+            "expected true with the refusal's text, or false. Ask again."
         )
     try:
         lines = json.loads(events)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.errors import ConfigError, InvalidMessage, QuorumError
+from fedtandem.exchange.masking import Offer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -67,21 +68,6 @@ class Encoding:
                 f"masked sums of {n_clients} clients with clip = {self.clip:g} and scale = {self.scale:g} do not fit "
                 "into 63 bits: lower one of them."
             )
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A client's public key for one attempt, signed by its registered key.
-
-    Attributes:
-        name: of the client.
-        public_key: X25519, 32 bytes.
-        signature: ECDSA with SHA-384 over run, round, attempt, name and public key.
-    """
-
-    name: str
-    public_key: bytes
-    signature: bytes
 
 
 @dataclass(frozen=True)
@@ -237,10 +223,10 @@ def unmask(
     return encoding.decode(total)
 
 
-Begin = Callable[[Attempt, str], Masker | None]
-"""`begin(attempt, name)`: a client's side of an attempt; None where it does not answer."""
-Send = Callable[[Masker, Sequence[Offer]], Words | None]
-"""`send(masker, offers)`: its masked statistics; None where it was lost on the way."""
+Begin = Callable[[Attempt, Sequence[str]], Sequence[Offer]]
+"""`begin(attempt, names)`: the keys that these clients offer; of those alone that answer."""
+Send = Callable[[Attempt, Sequence[Offer]], Mapping[str, Words]]
+"""`send(attempt, offers)`: masked statistics by client; of those alone that answer."""
 
 
 def masked_sum(
@@ -257,17 +243,17 @@ def masked_sum(
     left = sorted(names)
     for attempt_number in range(len(left) + 1):
         attempt = Attempt(run, round_number, attempt_number)
-        maskers = {name: masker for name in left if (masker := begin(attempt, name)) is not None}
-        left = sorted(maskers)
+        offers = sorted(begin(attempt, left), key=lambda offer: offer.name)
+        left = [offer.name for offer in offers]
         if len(left) < MIN_CLIENTS:
             break
-        offers = [maskers[name].offer for name in left]
-        sent = {name: send(maskers[name], offers) for name in left}
-        masked = {name: words for name, words in sent.items() if words is not None}
+        masked = send(attempt, offers)
         if len(masked) == len(left):
             return unmask(masked, offers, encoding), tuple(left), attempt_number + 1
         left = sorted(masked)
+    missing = sorted(set(names) - set(left))
     raise QuorumError(
         f"round {round_number}: {len(left)} clients are left for a masked sum ({', '.join(left) or 'nobody'}); it "
-        f"needs at least {MIN_CLIENTS}. Ask more clients, or send plain counts (without --masked)."
+        f"needs at least {MIN_CLIENTS}. Missing: {', '.join(missing) or 'nobody'}. Ask more clients, or send plain "
+        "counts (without --masked)."
     )

@@ -119,7 +119,9 @@ class Strategy:
             ):
                 break
             self._spent = {name: text for name, text in self._spent.items() if name not in replies}
-            self._spent |= {name: absence.text for name, absence in missing.items() if absence.reason == "spent"}
+            self._spent |= {
+                name: absence.text for name, absence in missing.items() if absence.reason == "spent"
+            }
             if len(replies) >= quorum or need == "none":
                 return dict(sorted(replies.items()))
             self._check_budgets(round_number, requests, quorum, need)
@@ -145,10 +147,10 @@ class Strategy:
         members, enough = (self.names(), self.policy.min_clients) if skips else (requests, quorum)
         gone = sorted(self._spent.keys() & set(members))
         if gone and len(members) - len(gone) < enough:
+            told = " ".join(f"{name} says: {self._spent[name]}" for name in gone)
             raise PrivacyBudgetError(
-                f"round {round_number}: the privacy budget of {', '.join(gone)} is spent, and of {len(members)} clients "
-                f"{enough} are needed. {' '.join(f'{name} says: {self._spent[name]}' for name in gone)} Rounds committed "
-                "so far stand. Where the site's own file is the stricter, it may grant more there "
-                "(client.privacy.dp.target_epsilon); then go on with --resume. Else begin a new run that asks for fewer "
-                "private updates, or for fewer clients (federation.min_clients)."
+                f"round {round_number}: the privacy budget of {', '.join(gone)} is spent, and of {len(members)} "
+                f"clients {enough} are needed. {told} Where the site's own file is the stricter, it may grant more "
+                "there (client.privacy.dp.target_epsilon); then go on with --resume. Else begin a new run that asks "
+                "for fewer private updates, or for fewer clients (federation.min_clients)."
             )

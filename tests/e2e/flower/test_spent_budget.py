@@ -44,7 +44,9 @@ def test_a_spent_budget_ends_the_run_with_exit_code_7_until_more_is_granted(
     config = tiny(*SMALL, "federation.min_clients=2", "federation.num_rounds=2")
     flower = federation(config, site_of=Careful(config, tmp_path / "flower" / "sites"))
     monkeypatch.setattr(Careful, "epsilon", 4.0)
-    with pytest.raises(PrivacyBudgetError, match=r"round 2: the privacy budget of clinic-b is spent.*epsilon 3\.") as e:
+    with pytest.raises(
+        PrivacyBudgetError, match=r"round 2: the privacy budget of clinic-b is spent.*epsilon 3\."
+    ) as e:
         flower.run()
     assert e.value.exit_code == 7
     server = flower.folder / "server"
