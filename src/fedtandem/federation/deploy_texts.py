@@ -186,7 +186,7 @@ start superlink server/superlink.sh
 cd server && . ./env.sh && cd "$here"
 python - << 'WAIT'
 import socket, sys, time
-for _ in range(600):
+for _ in range(1800):  # three minutes: a busy machine starts it slowly
     try:
         socket.create_connection(("{place.host}", {place.port}), 1).close()
         sys.exit()

@@ -19,6 +19,9 @@ from fedtandem.federation.site import Order
 
 LOOK_S = 1.0
 """How often the list of connected nodes is read again while somebody is missing."""
+MIN_TTL_S = 60.0
+"""Least time a message may travel: a SuperLink on a busy machine refuses one that has expired before it is stored. Who
+answers after the deadline is late all the same."""
 COMES_BACK = frozenset({3, 4, 5, 8})
 """Codes of Flower's `Error` for a message lost on the way, a node that died, a client's process that was killed."""
 MAX_FAILURES = 3
@@ -103,7 +106,7 @@ class FlowerCarrier:
         look_at = 0.0
         while waiting:
             now = time.monotonic()
-            if now >= look_at and any(one.message_id is None for one in waiting.values()):
+            if look_at <= now < end and any(one.message_id is None for one in waiting.values()):
                 self._push(waiting, end - now)
                 look_at = now + LOOK_S
             for name, outcome in self._pull(waiting):
@@ -129,7 +132,9 @@ class FlowerCarrier:
             content = pack_request(replace(self._order, party=name), envelope)
             group = f"{self._order.experiment}/{self._order.method}/{envelope.round}"
             messages.append(
-                Message(content, online[name], _message_type(envelope), ttl=max(left_s, 1.0), group_id=group)
+                Message(
+                    content, online[name], _message_type(envelope), ttl=max(left_s, MIN_TTL_S), group_id=group
+                )
             )
         ids = list(self._grid.push_messages(messages)) if messages else []
         if len(ids) != len(names):  # Flower's answer to a body that is too large for its SuperLink

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from fedtandem.config import RunConfig
 from fedtandem.errors import QuorumError
 from fedtandem.exchange.carrier import Envelope
+from fedtandem.federation import flower as flower_carrier
 from fedtandem.federation.events import read_events
+from fedtandem.federation.flower import MIN_TTL_S
 from fedtandem.federation.flower_messages import unpack_request
 from fedtandem.federation.local import Fault
 from fedtandem.federation.runs import run_methods
@@ -192,6 +195,54 @@ def test_a_replayed_request_is_refused_and_changes_nothing(tiny: Tiny, federatio
     assert "replayed" in refusal
     assert "round 1" in refusal
     assert flower.adapters() == before
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The carrier's time, set by hand; it goes on by what the carrier sleeps."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(flower_carrier, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    return now
+
+
+def asked(flower) -> list[Message]:  # type: ignore[no-untyped-def]
+    return [m for m in flower.grid.sent if m.metadata.message_type == "train" and m.metadata.dst_node_id == B]
+
+
+def test_who_is_asked_shortly_before_the_deadline_gets_a_message_that_can_travel(
+    tiny: Tiny,
+    federation,
+    clock: list[float],  # type: ignore[no-untyped-def]
+) -> None:
+    """A SuperLink refuses a message that has expired when it is stored, and the server's process would end of it."""
+    config = tiny(*BOTH, "federation.on_short=fail")
+
+    def late(request: Message, client: Client) -> list[Message]:
+        clock[0] += config.federation.deadline_s - 1.5
+        return died_before(request, client)
+
+    flower = federation(config, meddle=hit(B, 1, late))
+    flower.run()
+    assert len(asked(flower)) == 4  # rounds 1 to 3, and once more for the one that was lost
+    assert min(message.metadata.ttl for message in asked(flower)) >= MIN_TTL_S
+
+
+def test_nobody_is_asked_after_the_deadline(tiny: Tiny, federation, clock: list[float]) -> None:  # type: ignore[no-untyped-def]
+    """That a node has died is told by a pull which took until then."""
+    config = tiny(*BOTH, "federation.on_short=fail")
+
+    def slow(request: Message, client: Client) -> list[Message]:
+        clock[0] += config.federation.deadline_s + 1
+        return died_before(request, client)
+
+    flower = federation(config, meddle=hit(B, 1, slow))
+    with pytest.raises(QuorumError, match=r"clinic-b: lost \(no reply within .*node unavailable"):
+        flower.run()
+    assert len(asked(flower)) == 1
 
 
 def test_a_lost_quorum_names_the_missing(tiny: Tiny, federation) -> None:  # type: ignore[no-untyped-def]
