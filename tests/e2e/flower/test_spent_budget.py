@@ -15,6 +15,8 @@ from fedtandem.config.site import SiteConfig
 from fedtandem.errors import PrivacyBudgetError
 from fedtandem.federation.client_app import VirtualSites
 from fedtandem.federation.events import read_events
+from fedtandem.federation.server_app import serve
+from fedtandem.federation.submission import fault_of, read_end, write_submission
 from fedtandem.reports.record import read_run
 
 Tiny = Callable[..., RunConfig]
@@ -44,12 +46,18 @@ def test_a_spent_budget_ends_the_run_with_exit_code_7_until_more_is_granted(
     config = tiny(*SMALL, "federation.min_clients=2", "federation.num_rounds=2")
     flower = federation(config, site_of=Careful(config, tmp_path / "flower" / "sites"))
     monkeypatch.setattr(Careful, "epsilon", 4.0)
+    server = flower.folder / "server"
+    submitted = write_submission(server, config, resume=False, carrier="in-process grid", keys=None)
     with pytest.raises(
         PrivacyBudgetError, match=r"round 2: the privacy budget of clinic-b is spent.*epsilon 3\."
-    ) as e:
-        flower.run()
-    assert e.value.exit_code == 7
-    server = flower.folder / "server"
+    ):
+        serve(flower.grid, server, submitted)
+    ended = read_end(server, submitted.id)
+    assert ended is not None
+    told = fault_of(*ended)  # what `fedtandem run --connection`, in a process of its own, ends with
+    assert isinstance(told, PrivacyBudgetError)
+    assert told.exit_code == 7
+    assert "clinic-b says: clinic-b, round 2" in str(told)
     absences = [event for event in read_events(server / "events.jsonl") if event["event"] == "absence"]
     assert [(a["round"], a["party"], a["reason"]) for a in absences] == [(2, "clinic-b", "spent")]
     monkeypatch.setattr(Careful, "epsilon", 40.0)
