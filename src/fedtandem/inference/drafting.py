@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ AUDIT_VALUES = 2**22
 """Probabilities kept per answer for an audit in passing: 16 MiB, the laws of 131 tokens of 32,000."""
 
 
-@runtime_checkable
 class NextTokenModel(Protocol):
     """A model over one vocabulary, reading B rows of tokens. Its answers depend on `ids` alone; what it keeps
     between calls only saves time."""
@@ -51,7 +50,6 @@ class NextTokenModel(Protocol):
         ...
 
 
-@runtime_checkable
 class Drafter(Protocol):
     """Who fills the blocks."""
 

@@ -94,11 +94,10 @@ class SharedRows:
 
     def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
         """One pass, shared with others."""
-        futures = [
-            self._batcher.submit(f"{self._session}.{row}", list(text), count, lambda logits: logits)
+        answers = [
+            self._batcher.logits(f"{self._session}.{row}", text, count)
             for row, text, count in zip(rows, ids, last, strict=True)
         ]
-        answers = [future.result() for future in futures]
         if self.remembers:
             for text, answer in zip(ids, answers, strict=True):
                 self.laws[len(text)] = answer[-1]

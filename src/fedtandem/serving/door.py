@@ -142,7 +142,8 @@ class _Visit:
             return await self._receive()
         try:
             left = self.began + self._limits.body_timeout_s - time.monotonic()
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self._receive()
         except TimeoutError:
             raise self._stopped(
                 408, f"the body did not arrive in {self._limits.body_timeout_s:g} s.", "slow"
