@@ -58,7 +58,8 @@ class SessionReader:
         self.limit = limit
         self._pad_id = pad_id
         self._can_cache = can_cache
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
+        """May be changed; what is beyond it goes with the next pass."""
         self._name = name
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self.held_bytes = 0
@@ -159,7 +160,7 @@ class SessionReader:
         self.held_bytes += whole.n_bytes
 
     def _make_room(self) -> None:
-        while self.held_bytes > self._cache_bytes and self._held:
+        while self.held_bytes > self.cache_bytes and self._held:
             self.forget(next(iter(self._held)))
             self.evicted += 1
 

@@ -99,6 +99,11 @@ class Batcher:
         with self._changed:
             self._left.append(session)
 
+    def bound(self, *, max_batch: int, max_waiting: int, cache_bytes: int) -> None:
+        """Other bounds, from the next pass on."""
+        self.max_batch, self._max_waiting = max_batch, max_waiting
+        self.reader.cache_bytes = cache_bytes
+
     def close(self) -> None:
         """Finish what waits, then end."""
         with self._changed:

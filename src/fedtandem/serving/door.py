@@ -96,10 +96,7 @@ class Door:
     def _leave(self, visit: "_Visit") -> None:
         route = visit.route
         seconds = time.monotonic() - visit.began
-        self._metrics.requests.labels(route, str(visit.status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
-        self._metrics.bytes.labels("in", route).inc(visit.bytes_in)
-        self._metrics.bytes.labels("out", route).inc(visit.bytes_out)
+        self._metrics.visited(route, visit.status, seconds, visit.bytes_in, visit.bytes_out)
         if route in OPEN or route == "/metrics":
             return
         fields: dict[str, Any] = {

@@ -64,7 +64,10 @@ class Line:
         self.breaker = Breaker()
         context = tls.get("verify") or (httpx.create_ssl_context() if base.scheme == "https" else None)
         self._pool = httpcore.ConnectionPool(
-            context, max_connections=2 * connections, max_keepalive_connections=connections, keepalive_expiry=5.0
+            context,
+            max_connections=2 * connections,
+            max_keepalive_connections=connections,
+            keepalive_expiry=5.0,
         )
         self._key: list[tuple[bytes, bytes]] = []
         self.show(key)

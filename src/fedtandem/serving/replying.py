@@ -175,7 +175,9 @@ class Exchange:
 
         try:
             opening = self._words.first()
-            ready = [] if opening is None else [chunk([opening])]  # what is there already goes out in one write
+            ready = (
+                [] if opening is None else [chunk([opening])]
+            )  # what is there already goes out in one write
             event: Piece | Answer | BaseException | None = first
             while isinstance(event, Piece):
                 choice = self._words.part(event.text, event.tokens)

@@ -221,9 +221,7 @@ class Upstream:
             raise Outage("slow" if running else "down", max(1.0, first.breaker.probe_in_s))
         return reply
 
-    def get(
-        self, path: str, headers: Mapping[str, str] | None = None, *, edge_only: bool = False
-    ) -> Reply:
+    def get(self, path: str, headers: Mapping[str, str] | None = None, *, edge_only: bool = False) -> Reply:
         """One GET, over the other address where the first fails.
 
         Raises:
