@@ -2,13 +2,14 @@
 
     python benchmarks/rtt.py [--prompts N] [--json FILE]
 
-The embedded models behind the product's own tiers, in one process on loopback. A pass of the SLM takes 12 ms, one of the
-LLM 30 ms, as in the specification's table: what the real pass leaves of that time is slept. Between client or device
-and the LLM lies a proxy that passes every byte on after half a round trip, each way, in order and without holding back
-those behind it. One greedy answer at a time, streamed, all modes on the same prompts.
+The embedded models behind the product's own tiers, in one process on loopback. A pass of the SLM takes 12 ms, one of
+the LLM 30 ms, as in the specification's table: what the real pass leaves of that time is slept. Between client or
+device and the LLM lies a proxy that passes every byte on after half a round trip, each way, in order and without
+holding back those behind it. One greedy answer at a time, streamed, all modes on the same prompts.
 
 - stream: the LLM alone, served as an OpenAI API behind the proxy: what one would have without a device.
-- local, fedhlm, exact, cloud: the device's modes; its line to the cloud goes through the proxy, the client is beside it.
+- local, fedhlm, exact, cloud: the device's modes; its line to the cloud goes through the proxy, the client is beside
+  it.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from fedtandem.serving.tiers import build_cloud, build_device
 PASS_S = {"embedded:chains-client-a": 0.012, "embedded:chains-server": 0.030}
 RTT_MS = (10, 50, 100)
 MODES = ("local", "fedhlm", "exact", "cloud")
+SERVED = {"stream": "local"}
+"""The LLM alone is the model of a device of its own."""
 PATIENT = {"port": 0, "deadline_ms": 60_000, "prompt_deadline_ms": 60_000}
 
 
@@ -121,7 +124,7 @@ class Place:
         own = {**PATIENT, "upstream": f"http://127.0.0.1:{self.proxies[0].port}"}
         config = ServeConfig.model_validate({"device": own})
         device = await asyncio.to_thread(lambda: Listening(build_device(config), config))
-        self.urls = {mode: device.url for mode in MODES}
+        self.urls = dict.fromkeys(MODES, device.url)
         self.urls["stream"] = f"http://127.0.0.1:{self.proxies[1].port}"
         self._is_up.set()
         await until(asyncio.Event(), [self._cloud, self._alone, device])
@@ -164,22 +167,23 @@ def measured(prompts: Sequence[str], say: Callable[[str], None] = print) -> dict
     place, figures = Place(), {}
     with httpx.Client(timeout=120) as client:
         for mode, url in place.urls.items():
-            ask(client, url, prompts[0], "local" if mode == "stream" else mode)  # connections, tokenizers
+            ask(client, url, prompts[0], SERVED.get(mode, mode))  # connections, tokenizers
         say(
-            f"{'RTT':>6} {'mode':<8}{'tokens/s':>10}{'answer ms':>11}{'first ms':>10}{'LLM passes':>12}{'as the LLM':>12}"
+            f"{'RTT':>6} {'mode':<8}{'tokens/s':>10}{'answer ms':>11}{'first ms':>10}{'passes':>9}{'as LLM':>9}"
         )
         for rtt_ms in RTT_MS:
             for proxy in place.proxies:
                 proxy.one_way_s = rtt_ms / 2000
             arms = {
-                mode: [ask(client, place.urls[mode], prompt, "local" if mode == "stream" else mode) for prompt in prompts]
+                mode: [ask(client, place.urls[mode], prompt, SERVED.get(mode, mode)) for prompt in prompts]
                 for mode in ("stream", *MODES)
             }  # fmt: skip
             for mode, seen in arms.items():
                 row = summary(seen, arms["stream"])
                 figures[f"{mode} {rtt_ms}"] = row
-                say(f"{rtt_ms:>6} {mode:<8}{row['tokens_per_s']:>10.1f}{row['answer_ms']:>11.0f}{row['first_ms']:>10.0f}"
-                    f"{row['llm_passes']:>12.2f}{row['equal']:>9}/{len(seen)}")  # fmt: skip
+                say(f"{rtt_ms:>6} {mode:<8}{row['tokens_per_s']:>10.1f}{row['answer_ms']:>11.0f}"
+                    f"{row['first_ms']:>10.0f}"
+                    f"{row['llm_passes']:>9.2f}{row['equal']:>6}/{len(seen)}")  # fmt: skip
     return figures
 
 

@@ -326,7 +326,7 @@ class Lone:
 
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_who_reads_in_his_own_thread_never_reads_beside_another(max_batch: int) -> None:
-    """Threads that wait for their own and threads that hand over, mixed: each gets its own, and passes never overlap."""
+    """Threads that wait for their own and threads that hand over: each gets its own, and passes never overlap."""
     from fedtandem.serving.batching import Batcher, Overloaded
 
     reader = Lone()
@@ -342,7 +342,8 @@ def test_who_reads_in_his_own_thread_never_reads_beside_another(max_batch: int) 
         said = list(pool.map(ask, range(6)))
     batcher.close()
     assert said == [[10.0 * who + place for place in range(30)] for who in range(6)]
-    assert reader.clashes == 0 and batcher.jobs == 180
+    assert reader.clashes == 0
+    assert batcher.jobs == 180
     with pytest.raises(Overloaded):
         batcher.logits("late", [1], 1)
 
