@@ -14,7 +14,7 @@ from typing import Any
 
 from fedtandem.reports.generation_page import table as generation_table
 from fedtandem.reports.wording import THIN, difference, figure, interval, metric_name
-from fedtandem.studies.routing.tables import markdown
+from fedtandem.studies.bars import markdown
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "evidence.md"

@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from fedtandem.studies.routing.command import main
+from fedtandem.studies.command import main
+from fedtandem.studies.routing.study import routing_study
 
 if __name__ == "__main__":
-    raise SystemExit(main("byzantine", Path(__file__).parent))
+    raise SystemExit(
+        main(
+            lambda flags: routing_study("byzantine", flags.data, flags.output, small=flags.small),
+            Path(__file__).parent,
+        )
+    )

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from fedtandem.studies.privacy.command import main
+from fedtandem.studies.command import main
+from fedtandem.studies.lying_clients import SMALL, Lies, LyingClientsStudy
 
 if __name__ == "__main__":
-    raise SystemExit(main("co-tuning-byzantine", Path(__file__).parent))
+    raise SystemExit(
+        main(lambda flags: LyingClientsStudy(SMALL if flags.small else Lies()), Path(__file__).parent)
+    )

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
-from fedtandem.studies.lada.command import main
+from fedtandem.studies.command import main
 from fedtandem.studies.lada.contrast_study import SMALL, ContrastStudy, Settings
 
 if __name__ == "__main__":
-    raise SystemExit(
-        main(lambda small, data: ContrastStudy(SMALL if small else Settings()), Path(__file__).parent)
+    raise SystemExit(  # seed 0 served to find the settings
+        main(
+            lambda flags: ContrastStudy(SMALL if flags.small else Settings()),
+            Path(__file__).parent,
+            seeds="1,2,3,4,5",
+        )
     )

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from fedtandem.studies.privacy.command import main
+from fedtandem.studies.command import main
+from fedtandem.studies.membership import SETTINGS, SMALL, MembershipStudy
 
 if __name__ == "__main__":
-    raise SystemExit(main("membership", Path(__file__).parent))
+    raise SystemExit(
+        main(lambda flags: MembershipStudy(SMALL if flags.small else SETTINGS), Path(__file__).parent)
+    )

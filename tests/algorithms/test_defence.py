@@ -10,13 +10,13 @@ from fedtandem.algorithms.defence import capped, least_score
 from fedtandem.algorithms.lessons import Choice
 from fedtandem.alignment.card import VocabularyCard
 from fedtandem.knowledge.sparse_logits import SparseLogits
-from fedtandem.studies.privacy import byzantine
+from fedtandem.studies import lying_clients
 
 
 def test_only_the_liar_is_caught_whatever_the_lie(tmp_path: Path) -> None:
     """The study's own federation: four architectures, and an honest run beside."""
     lies = ("swapped rows",)
-    found = byzantine.cell(3, tmp_path, lies)
+    found = lying_clients.one_seed(3, tmp_path, lies)
     for lie in lies:
         assert found[f"{lie}|defence"]["caught"] == ["b in round 1"], lie
     assert found["none|defence"]["caught"] == []

@@ -13,10 +13,9 @@ from fedtandem.errors import DataError
 from fedtandem.selection.heuristics import confident_gap
 from fedtandem.selection.items import ScoreRows
 from fedtandem.studies.lada import contrast_study, selection_study, text_study
-from fedtandem.studies.lada.command import run
 from fedtandem.studies.lada.mixed_pool import FOREIGN, KNOWN, LEARNABLE, SHARES, TOO_LONG, mixed_prompts
 from fedtandem.studies.lada.paired import paired, told
-from fedtandem.studies.lada.trial import Outcome
+from fedtandem.studies.trials import Outcome, run
 
 BASE = operator_tables(("+", "-", "*", "m"), 0)
 

@@ -11,7 +11,7 @@ import torch
 from fedtandem.algorithms.fedhlm import two_levels
 from fedtandem.errors import DataError
 from fedtandem.inference.gradient import START, descend
-from fedtandem.studies.routing import command
+from fedtandem.studies.bars import bar, markdown, number, plain, spread
 from fedtandem.studies.routing.byzantine import AVERAGES, _taus
 from fedtandem.studies.routing.federated_bag import averaged
 from fedtandem.studies.routing.news import LABELS, read_news, shared_out
@@ -26,7 +26,8 @@ from fedtandem.studies.routing.prices import (
     other_half,
 )
 from fedtandem.studies.routing.routers import settled, threshold_for
-from fedtandem.studies.routing.tables import bar, markdown, number, plain, spread
+from fedtandem.studies.routing.study import SMALL, SMALL_SKEWS, RoutingStudy
+from fedtandem.studies.trials import run
 
 
 def stream(n: int = 600, clients: int = 8, seed: int = 0) -> Stream:
@@ -140,14 +141,11 @@ def test_every_study_runs_whole_and_goes_on_where_it_stopped(
 ):
     pytest.importorskip("sklearn")
     traces = tmp_path_factory.getbasetemp() / "routing-traces"  # recorded by whichever comes first
-    request = command.Request(
-        study, tmp_path / study, traces, shared / "data" / "ag_news", (0, 1), ("dirichlet-0.5", "dirichlet-0.1"),
-        command.SMALL,
-    )  # fmt: skip
-    command.run(replace(request, seeds=(0,)), quiet=True)
-    first = (tmp_path / study / "cells" / "seed-0.json").stat().st_mtime_ns
-    command.run(request, quiet=True)
-    assert (tmp_path / study / "cells" / "seed-0.json").stat().st_mtime_ns == first
+    small = RoutingStudy(study, shared / "data" / "ag_news", traces, SMALL, SMALL_SKEWS)
+    run(small, tmp_path / study, (0,), quiet=True)
+    first = (tmp_path / study / "cells" / "000-whole.json").stat().st_mtime_ns
+    run(small, tmp_path / study, (0, 1), quiet=True)
+    assert (tmp_path / study / "cells" / "000-whole.json").stat().st_mtime_ns == first
     told = json.loads((tmp_path / study / "summary.json").read_text())
     assert told["seeds"] == [0, 1]
     assert all(len(b["values"]["per_seed"]) == 2 for b in told["bars"])
@@ -155,5 +153,8 @@ def test_every_study_runs_whole_and_goes_on_where_it_stopped(
     assert "http" not in page.replace("http://www.w3.org", "")
     for table in told["tables"].values():
         assert all(len(row) == len(table["head"]) for row in table["rows"])
+    other = replace(small, models=replace(SMALL, rounds=3))
+    with pytest.raises(DataError, match="other settings"):
+        run(other, tmp_path / study, (0, 1), quiet=True)
     with pytest.raises(DataError, match="traces of other settings"):
-        command.run(replace(request, settings=replace(command.SMALL, rounds=3)), quiet=True)
+        run(other, tmp_path / "elsewhere", (0, 1), quiet=True)

@@ -222,7 +222,7 @@ def _report(
         learner.emit(
             "warning", round=round_number, party=learner.name, teacher=producer, signature="wrong teachers",
             text=f"{producer} to {learner.name}: {learner.check.name} lets {share:.0%} of {len(mine)} paths through; "
-            "the others are not learnt. With a contrastive loss use prefer = \"verified\"",
+            "the others are not learnt",
         )  # fmt: skip
     if len(mine) and not accepted.any():
         learner.emit(

@@ -1,24 +1,15 @@
 """A FedMKT client: it answers envelopes, keeps its private data, and repeats a stored reply rather than its work."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from fedtandem.algorithms.checked_paths import accepted_only, only_vouched
-from fedtandem.algorithms.learner import Learner, phase_seed
-from fedtandem.algorithms.lessons import (
-    Choice,
-    Classroom,
-    choose,
-    choose_paths,
-    generator_of,
-    score_drafts,
-    write_knowledge,
-)
+from fedtandem.algorithms.checked_paths import only_vouched
+from fedtandem.algorithms.learner import Learner
+from fedtandem.algorithms.lessons import Classroom, score_drafts, write_knowledge
 from fedtandem.algorithms.meeting import (
     MakeMap,
     as_kept,
@@ -26,10 +17,10 @@ from fedtandem.algorithms.meeting import (
     make_card,
     meet,
     only_samples,
-    report_choice,
     without_own_rows,
     without_rows,
 )
+from fedtandem.algorithms.receiver import Receiver, rows_of_samples
 from fedtandem.algorithms.selecting import Selecting
 from fedtandem.algorithms.settings import Flow, Rounds
 from fedtandem.algorithms.states import pack_state, unpack_state
@@ -41,7 +32,6 @@ from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply, FetchRequest, WorkReply, WorkRequest
 from fedtandem.exchange.reading import ANY, Expected
-from fedtandem.knowledge.sparse_logits import SparseLogits
 from fedtandem.selection.selectors import Selector
 
 
@@ -94,7 +84,6 @@ class Client:
         self.learner = learner
         self.flow = flow
         self.rounds = rounds
-        self.selector = selector
         self.make_map = make_map
         self.store = store
         self.repeats_private = repeats_private
@@ -102,6 +91,9 @@ class Client:
         self.report = report
         self.selecting = selecting
         self.classroom = Classroom(learner, remembers=flow.server_stands and keep_in_memory)
+        self.receiver = Receiver(
+            learner, self.classroom, selector, selecting, is_told=flow.down, client_of=lambda _: learner.name
+        )
         self.vocabulary_hash = learner.lm.tokenizer.card.hash
         self.public_hash = public_hash(learner.public)
         self._card_of_server: Card | None = None
@@ -316,79 +308,14 @@ class Client:
         learner = self.learner
         if knowledge is not None:
             check_knowledge(knowledge, self.public_hash, len(learner.public))
-        choice, sources = self._choose(round_number, knowledge)
-        own_rows = None
-        if learner.knowledge.on_self == "self" and learner.unlabelled is None:
-            own_rows = self._own_rows
-        with learner.timed("transport", round_number):
-            lesson = self.classroom.lesson(choice, sources, own_rows)
-        if self.flow.down:
-            report_choice(
-                learner, round_number, choice, sources, self.classroom, is_part=self.selecting is not None
-            )
-        if self.selecting is None:
-            learner.learn(round_number, lesson)
-        else:
-            taught_by = {learner.name: producer for producer in sources}  # noqa: B035 (there is one at most)
-            self.selecting.learn(round_number, lesson, choice, taught_by)
-
-    def _choose(self, round_number: int, knowledge: Knowledge | None) -> tuple[Choice, dict[str, Knowledge]]:
-        learner = self.learner
-        if self.selecting is not None:
-            return self._choose_selected(self.selecting, round_number, knowledge)
-        if learner.unlabelled is not None:
-            # Without a server's paths a client studies its own: the control with equal prompts and updates.
-            source = knowledge if knowledge is not None else self._knowledge
-            sources = {} if source is None else {source.party: without_own_rows(source, learner.name)}
-            heard = self._accepted(round_number, sources, is_told=knowledge is not None)
-            return choose_paths(heard, len(learner.public), learner.unlabelled.confidence_keep), sources
-        own = (
-            self._knowledge.scores
-            if self._knowledge is not None
-            else np.full(len(learner.public), np.inf, np.float32)
-        )
-        sources = {} if knowledge is None else {knowledge.party: knowledge}
-        generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
-        return choose(own, sources, self.selector, generator), sources
-
-    def _accepted(
-        self, round_number: int, sources: Mapping[str, Knowledge], *, is_told: bool
-    ) -> dict[str, Knowledge]:
-        """The paths its check lets through; those of the server it vouches for may go back."""
-        heard, vouched = accepted_only(self.learner, round_number, sources)
-        if is_told and self.learner.unlabelled is not None and self.learner.unlabelled.returns_checked:
-            self._vouched = vouched
-        return heard
-
-    def _choose_selected(
-        self, selecting: Selecting, round_number: int, knowledge: Knowledge | None
-    ) -> tuple[Choice, dict[str, Knowledge]]:
-        """The same among the selected items; where they were not asked for, they are named now.
-
-        The check comes first: a budget is not spent on paths that it refuses.
-        """
-        learner = self.learner
-        sources = {}
-        if knowledge is not None:
-            if learner.unlabelled is not None:
-                told = {knowledge.party: knowledge}
-                knowledge = self._accepted(round_number, told, is_told=True)[knowledge.party]
-            selecting.hold(learner.name, knowledge)
-            if not selecting.asks_ahead:
-                selecting.choose(round_number, [learner.name], self._knowledge)
-            sources = {knowledge.party: selecting.only_chosen(learner.name, knowledge)}
-        if learner.unlabelled is not None:
-            return choose_paths(sources, len(learner.public), 1.0), sources
-        own = np.full(len(learner.public), np.inf, np.float32)
-        own = own if self._knowledge is None else self._knowledge.scores
-        generator = generator_of(phase_seed(learner.seed, learner.name, round_number, "select"))
-        choice = choose(own, sources, self.selector, generator)
-        return replace(choice, kept=selecting.ids(learner.name)), sources
-
-    def _own_rows(self, samples: np.ndarray) -> SparseLogits:
-        if self._knowledge is None or self._knowledge.rows is None:
-            return SparseLogits.empty(len(samples))
-        return self._knowledge.rows.take_samples(samples)
+        told = knowledge
+        if knowledge is None and learner.unlabelled is not None and self.selecting is None:
+            told = self._knowledge  # without a server's paths it studies its own: equal prompts and updates
+        sources = {} if told is None else {told.party: without_own_rows(told, learner.name)}
+        choice, sources = self.receiver.choose(round_number, self._knowledge, sources)
+        if knowledge is not None and learner.unlabelled is not None and learner.unlabelled.returns_checked:
+            self._vouched = self.receiver.vouched
+        self.receiver.learn(round_number, choice, sources, rows_of_samples(self._knowledge))
 
 
 def fetch_rows(store: Store, party: str, request: FetchRequest) -> Envelope:

@@ -116,7 +116,8 @@ def _work(server: Server, clients: Clients, round_number: int) -> dict[str, Work
         flow.aggregate_every > 0 and round_number > 1 and (round_number - 1) % flow.aggregate_every == 0
     )
     knowledge = {
-        name: server.knowledge_for(name, round_number - 1, names) if distil else None for name in names
+        name: server.downlink.knowledge_for(name, round_number - 1, names) if distil else None
+        for name in names
     }
     adapter: dict[str, np.ndarray] | None = None
     if averages:
@@ -148,7 +149,7 @@ def _ask(
     written: dict[tuple[int, bool, bytes, tuple[str, ...] | None], Envelope] = {}
     requests = {}
     for name in names:
-        told, stands = knowledge[name], server.has_told(name, knowledge[name])
+        told, stands = knowledge[name], server.downlink.has_told(name, knowledge[name])
         wanted = None if give_back or last else server.wanted_from(name)
         drafts = None if wanted is None else server.drafts_for(name)
         content = (id(told), stands, b"" if wanted is None else wanted.tobytes(), drafts)
@@ -164,7 +165,7 @@ def _ask(
         return WorkReply.from_envelope(envelope, expected=server.expected(name, round_number))
 
     replies = clients.ask(requests, decode, round_number=round_number)
-    server.note_told(knowledge, replies or {})
+    server.downlink.note_told(knowledge, replies or {})
     return replies
 
 

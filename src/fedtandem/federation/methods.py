@@ -44,13 +44,13 @@ METHODS: dict[str, Method] = {
     ),
     "standalone_public": Method(
         Flow(server_learns=False, up=False, down=False), _CLIENTS,
-        "each client alone on private data and the same public set, no exchange",
+        "each client alone on private data and the same public set, without the exchange",
     ),
     "server_public": Method(
         Flow(private=False, clients_learn=False, up=False, down=False), _SERVER,
-        "the server alone on the same public set, no exchange",
+        "the server alone on the same public set, without the exchange",
     ),
-    "llm2slm": Method(Flow(server_learns=False, up=False), _ALL, "one way: the untouched LLM teaches the clients"),
+    "llm2slm": Method(Flow(server_learns=False, up=False), _ALL, "one way, the untouched LLM teaches the clients"),
     "fedavg": Method(
         Flow(clients_learn=False, server_learns=False, up=False, down=False, aggregate_every=1), _CLIENTS,
         "average of the clients' trainable weights each round, no public set",

@@ -5,6 +5,7 @@ from typing import Any
 
 import tomli_w
 
+from fedtandem.federation.methods import METHODS
 from fedtandem.reports.checked import forgotten, share_by_stratum
 from fedtandem.reports.contrasts import Contrast, run_contrasts
 from fedtandem.reports.costs import run_costs, run_payload, seconds_by_phase
@@ -38,6 +39,7 @@ def run_page(run: RunRecord) -> dict[str, Any]:
         "headline": run_headline(contrasts, controls_to_come=not run.finished and len(run.methods) > 1),
         "parties": _by_party(contrasts),
         "controls": controls,
+        "control_notes": [(name, METHODS[name].says) for name in controls if name in METHODS],
         "verdicts": (*signatures(contrasts, run_payload(run)), *selection_verdicts(run)),
         "warnings": merged_notes(run.warnings),
         "absences": merged_notes(run.absences),

@@ -32,7 +32,8 @@ from fedtandem.models.encoded import Encoded
 from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.selection.items import Pool
 from fedtandem.studies.lada.contrast_tables import tables_and_bars
-from fedtandem.studies.lada.trial import Outcome, fresh_copy
+from fedtandem.studies.lada.trial import fresh_copy
+from fedtandem.studies.trials import Cell, Outcome, Progress
 from fedtandem.tuning.phase import Example, PhaseSettings, train_phase
 
 SECRET = "@"
@@ -114,24 +115,22 @@ class ContrastStudy:
     name: str = "lada-contrast"
     version: int = 1
 
-    def missing(
-        self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]
-    ) -> Iterable[tuple[int, str]]:
+    def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> Iterable[Cell]:
         """Every arm with both tokenizers."""
         every = [(seed, f"{kind}: {arm}") for kind in STUDENTS for seed in seeds for arm in ARMS]
         return [cell for cell in every if cell not in done]
 
-    def run(self, cell: tuple[int, str]) -> Outcome:
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
         """One trial."""
         seed, line = cell
         kind, arm = line.split(": ")
         return run_trial(_student(self.settings, kind, seed), arm, self.settings)
 
-    def seconds(self, cells: Sequence[tuple[int, str]]) -> float:
+    def seconds(self, cells: Sequence[Cell]) -> float:
         """As measured on one shared core."""
         return 0.05 * len(cells) * self.settings.rounds * self.settings.updates
 
-    def summary(self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]) -> dict[str, Any]:
+    def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
         """Tables and bars."""
         complete = [k for k in STUDENTS if all((s, f"{k}: {arm}") in done for s in seeds for arm in ARMS)]
         return tables_and_bars(complete, ARMS, list(seeds), done, asdict(self.settings))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from fedtandem.studies.bars import Bar, Table, bars_table, spread
 from fedtandem.studies.lada.paired import Done, decisions, paired, told
-from fedtandem.studies.routing.tables import Bar, Table, bars_table, spread
 
 CONTROL = "sft, equal compute"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedtandem.reports.wording import MINUS
-from fedtandem.studies.lada.trial import Outcome
 from fedtandem.studies.statistics import Comparison, Decision, Items, PairedItems, compare, decide
+from fedtandem.studies.trials import Outcome
 
 Done = Mapping[tuple[int, str], Outcome]
 

@@ -18,8 +18,9 @@ from fedtandem.selection.items import Floats, ItemSelector, ScoreRows
 from fedtandem.studies.lada.chains_client import NEW, OLD, Making, make_client, own_data, server, tests
 from fedtandem.studies.lada.mixed_pool import MixedPool, make_pool
 from fedtandem.studies.lada.selection_tables import tables_and_bars
-from fedtandem.studies.lada.trial import Arm, Client, Outcome, Recipe, fresh_copy, run_trial
+from fedtandem.studies.lada.trial import Arm, Client, Recipe, fresh_copy, run_trial
 from fedtandem.studies.statistics import t_interval
+from fedtandem.studies.trials import Cell, Outcome, Progress
 
 RANDOM, NULL = "random", "confident_gap, permuted"
 NULL_POINTS = 0.03
@@ -88,9 +89,7 @@ class SelectionStudy:
     name: str = "lada-selection"
     version: int = 1
 
-    def missing(
-        self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]
-    ) -> Iterable[tuple[int, str]]:
+    def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> Iterable[Cell]:
         """All arms of all seeds; then pairs of the null until its interval is narrow enough."""
         stages = ((line for line in ARMS if (line in FIRST) is early) for early in (True, False))
         todo = [
@@ -113,13 +112,13 @@ class SelectionStudy:
                 return []
         return [(extra, RANDOM), (extra, NULL)]
 
-    def run(self, cell: tuple[int, str]) -> Outcome:
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
         """One trial; the pool is written once a seed."""
         seed, line = cell
         client, pool = _world(self.settings, seed)
         return run_trial(client, pool, ARMS[line](), self.settings.recipe, seed)
 
-    def seconds(self, cells: Sequence[tuple[int, str]]) -> float:
+    def seconds(self, cells: Sequence[Cell]) -> float:
         """As measured on one shared core."""
         updates = self.settings.recipe.rounds * self.settings.recipe.updates
         making = (
@@ -127,7 +126,7 @@ class SelectionStudy:
         )
         return 0.045 * updates * len(cells) + making
 
-    def summary(self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]) -> dict[str, Any]:
+    def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
         """Tables and bars."""
         complete = [line for line in ARMS if all((seed, line) in done for seed in seeds)]
         return tables_and_bars(complete, list(seeds), done, self.settings.recipe)

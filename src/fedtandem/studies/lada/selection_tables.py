@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from fedtandem.studies.bars import Bar, Table, bars_table, spread
 from fedtandem.studies.lada.chains_client import NEW, OLD
 from fedtandem.studies.lada.mixed_pool import SHARES
 from fedtandem.studies.lada.paired import Done, decisions, number, paired, told
 from fedtandem.studies.lada.trial import Recipe
-from fedtandem.studies.routing.tables import Bar, Table, bars_table, spread
 from fedtandem.studies.statistics import Comparison
 
 RANDOM, NULL, ALL = "random", "confident_gap, permuted", "all_matched"

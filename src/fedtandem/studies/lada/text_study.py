@@ -24,7 +24,8 @@ from fedtandem.models.load import ModelSpec, load_model
 from fedtandem.studies.lada.mixed_pool import MixedPool
 from fedtandem.studies.lada.selection_study import ARMS
 from fedtandem.studies.lada.text_tables import tables_and_bars
-from fedtandem.studies.lada.trial import Client, Outcome, Recipe, fresh_copy, run_trial
+from fedtandem.studies.lada.trial import Client, Recipe, fresh_copy, run_trial
+from fedtandem.studies.trials import Cell, Outcome, Progress
 from fedtandem.tuning.phase import Example, PhaseSettings, train_phase
 
 BITS, EXACT = "bits per byte", "exact path"
@@ -78,24 +79,22 @@ class TextStudy:
     name: str = "lada-text"
     version: int = 1
 
-    def missing(
-        self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]
-    ) -> Iterable[tuple[int, str]]:
+    def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> Iterable[Cell]:
         """Every line of every seed."""
         return [(seed, line) for seed in seeds for line in LINES if (seed, line) not in done]
 
-    def run(self, cell: tuple[int, str]) -> Outcome:
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
         """One trial."""
         seed, line = cell
         client, pool = _world(self, seed)
         return run_trial(client, pool, ARMS[line](), self.settings.recipe, seed)
 
-    def seconds(self, cells: Sequence[tuple[int, str]]) -> float:
+    def seconds(self, cells: Sequence[Cell]) -> float:
         """As measured on one shared core."""
         recipe = self.settings.recipe
         return 0.15 * len(cells) * recipe.rounds * recipe.updates + 0.2 * self.settings.teacher_updates
 
-    def summary(self, seeds: Sequence[int], done: Mapping[tuple[int, str], Outcome]) -> dict[str, Any]:
+    def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
         """Tables and bars."""
         return tables_and_bars(LINES, tuple(SHARES), list(seeds), done, asdict(self.settings))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from fedtandem.studies.bars import Bar, Table, bars_table, spread
 from fedtandem.studies.lada.paired import Done, decisions, paired, told
 from fedtandem.studies.lada.selection_tables import chosen_table, expected_table
-from fedtandem.studies.routing.tables import Bar, Table, bars_table, spread
 
 BITS, EXACT, RANDOM = "bits per byte", "exact path", "random"
 FAMILY = ("confident_gap", "gap", "highest_loss", "lada")

@@ -23,6 +23,7 @@ from fedtandem.models.language_model import LanguageModel
 from fedtandem.selection.items import WRONG, ItemSelector, Pool
 from fedtandem.selection.rank_correlation import spearman
 from fedtandem.studies.lada.mixed_pool import PATH_TOKENS, MixedPool
+from fedtandem.studies.trials import Outcome
 from fedtandem.tuning.phase import PhaseSettings
 
 CLIENT = "client"
@@ -81,20 +82,6 @@ class Arm:
     selector: ItemSelector
     checked: bool = False
     shown: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a trial came to.
-
-    Attributes:
-        figures: JSON values.
-        items: test set -> value of each item, (n,), and in a second row its weight where that is not 1, (2, n): the
-            figure is their quotient of sums.
-    """
-
-    figures: dict[str, Any]
-    items: dict[str, np.ndarray]
 
 
 def run_trial(client: Client, pool: MixedPool, arm: Arm, recipe: Recipe, seed: int) -> Outcome:

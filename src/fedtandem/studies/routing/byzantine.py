@@ -11,8 +11,8 @@ from fedtandem.algorithms.fedhlm import Settings
 from fedtandem.data.traces import Trace
 from fedtandem.inference.histogram import Histogram, count_feedback, stacked
 from fedtandem.inference.threshold import Goal, learn_thresholds
+from fedtandem.studies.bars import Bar, Table, bar, bars_table, number, shown, spread
 from fedtandem.studies.routing.prices import PARITY_MEANS, Stream, cost, fedavg, stream_of
-from fedtandem.studies.routing.tables import Bar, Table, bar, bars_table, number, shown, spread
 
 Floats = npt.NDArray[np.float64]
 

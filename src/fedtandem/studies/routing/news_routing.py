@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtandem.evaluation.curves import bootstrap_means, middle
+from fedtandem.studies.bars import Bar, Table, bar, bars_table, number, shown, spread
 from fedtandem.studies.routing.prices import PRICES, price_costs
 from fedtandem.studies.routing.routers import ROUTERS, Pair, by_name, curve_points, judged
 from fedtandem.studies.routing.rules import outcomes
-from fedtandem.studies.routing.tables import Bar, Table, bar, bars_table, number, shown, spread
 from fedtandem.studies.statistics import Items, PairedItems, compare, decide
 
 Floats = npt.NDArray[np.float64]

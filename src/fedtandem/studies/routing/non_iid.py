@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fedtandem.data.traces import Trace
 from fedtandem.inference.histogram import Histogram, best_bin, bootstrap_bins, mean_beta, threshold_of
 from fedtandem.inference.routing import is_sent
+from fedtandem.studies.bars import Bar, Table, bar, bars_table, shown, spread
 from fedtandem.studies.routing.prices import (
     PRICES,
     Stream,
@@ -27,7 +28,6 @@ from fedtandem.studies.routing.prices import (
     stream_of,
     tuned_eta,
 )
-from fedtandem.studies.routing.tables import Bar, Table, bar, bars_table, shown, spread
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from fedtandem.models.embedding_bag import BagSpec, EmbeddingBag, new_bag
 from fedtandem.models.tfidf import TfidfSpec, train_tfidf
 from fedtandem.studies.routing.federated_bag import federated
 from fedtandem.studies.routing.news import LABELS, News, files_hash, read_news, shared_out
-
-Progress = Callable[[str, int, int], None]
+from fedtandem.studies.trials import Progress
 
 SLMS = ("federated", "personalised", "pooled", "weak")
 """By FedAvg over all clients' texts; the same after one more epoch on the client's own texts; trained on all texts in

@@ -1,7 +1,8 @@
 """`co-tuning-byzantine`: one of four clients lies; what the server's loss comes to, with the defence and without."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from fedtandem.federation.local import Handles, LocalCarrier
 from fedtandem.federation.methods import METHODS
 from fedtandem.federation.strategy import RoundPolicy, Strategy
 from fedtandem.knowledge.sparse_logits import SparseLogits
-from fedtandem.studies.routing.tables import Table, bar, bars_table, shown, spread
+from fedtandem.studies.bars import Table, bar, bars_table, shown, spread
+from fedtandem.studies.trials import Cell, Outcome, Progress, figures_by_seed, whole_seeds
 
 CLIENTS = ("a", "b", "c", "d")
 LIAR = "b"
@@ -65,6 +67,43 @@ ATTACKS: dict[str, Callable[[Knowledge, np.random.Generator], Knowledge]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Lies:
+    """Names of `ATTACKS`."""
+
+    attacks: tuple[str, ...] = tuple(ATTACKS)
+
+
+SMALL = Lies(("swapped rows",))
+"""What a test runs."""
+
+
+@dataclass(frozen=True)
+class LyingClientsStudy:
+    """See the module; a trial is a whole seed."""
+
+    settings: Lies = Lies()
+    name: str = "co-tuning-byzantine"
+    version: int = 1
+
+    def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> list[Cell]:
+        """Every seed."""
+        return whole_seeds(seeds, done)
+
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
+        """One seed."""
+        with tempfile.TemporaryDirectory() as folder:
+            return Outcome(one_seed(cell[0], Path(folder), self.settings.attacks))
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """As measured on one shared core."""
+        return 48.0 * len(cells)
+
+    def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
+        """Tables and bars."""
+        return {"rests_on": RESTS_ON, **summary(figures_by_seed(seeds, done), self.settings.attacks)}
+
+
 class Liar:
     """A client that changes what it would have sent.
 
@@ -90,7 +129,7 @@ class Liar:
         return replace(told, knowledge=lied).to_envelope()
 
 
-def cell(seed: int, folder: Path, attacks: Sequence[str] = tuple(ATTACKS)) -> dict[str, Any]:
+def one_seed(seed: int, folder: Path, attacks: Sequence[str] = tuple(ATTACKS)) -> dict[str, Any]:
     """One seed: row -> the server's held-out loss in nats per byte, and who was quarantined.
 
     Args:
@@ -193,8 +232,10 @@ def _scored(knowledge: Knowledge, value: float) -> Knowledge:
     return replace(knowledge, scores=np.where(known, value, knowledge.scores).astype(np.float32))
 
 
-def summary(cells: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Tables and bars; `cells` is seed -> what `cell` gave."""
+def summary(
+    cells: Mapping[int, Mapping[str, Any]], attacks: Sequence[str] = tuple(ATTACKS)
+) -> dict[str, Any]:
+    """Tables and bars; `cells` is seed -> what `one_seed` gave."""
     seeds = sorted(cells)
 
     def loss(lie: str, side: str) -> np.ndarray:
@@ -202,7 +243,7 @@ def summary(cells: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
     honest = loss("none", "open")
     rows = []
-    for lie in ("none", *ATTACKS):
+    for lie in ("none", *attacks):
         caught = [cells[seed][f"{lie}|defence"]["caught"] for seed in seeds]
         right = sum(any(text.startswith(f"{LIAR} ") for text in one) for one in caught)
         wrong = sum(any(not text.startswith(f"{LIAR} ") or lie == "none" for text in one) for one in caught)
@@ -223,6 +264,6 @@ def summary(cells: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         bar(f"{lie}, defended: at most {LIMIT} nats per byte above the loss without attack or defence",
             (loss(lie, "defence") - honest).tolist(), at_most=LIMIT, kind="plain",
             why="a client fewer teaches, and the cap leaves samples to the labels")
-        for lie in ("none", *ATTACKS)
+        for lie in ("none", *attacks)
     ]  # fmt: skip
     return {"bars": bars, "tables": {"bars": bars_table(bars), "loss": table}}

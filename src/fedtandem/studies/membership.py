@@ -7,7 +7,7 @@ arXiv:1709.01604). Its AUC is the chance that a private sample has a lower loss 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,8 @@ from fedtandem.data.chains import ChainsSource
 from fedtandem.data.public import Sample
 from fedtandem.models.language_model import LanguageModel, collate
 from fedtandem.models.load import ModelSpec, load_model
-from fedtandem.studies.routing.tables import Bar, Table, bar, bars_table, number, shown, spread
+from fedtandem.studies.bars import Bar, Table, bar, bars_table, number, shown, spread
+from fedtandem.studies.trials import Cell, Outcome, Progress, figures_by_seed, whole_seeds
 from fedtandem.tuning.accountant import Spending
 from fedtandem.tuning.dp_sgd import DPSettings, PrivateTraining, grant
 from fedtandem.tuning.phase import Example, PhaseSettings, count_steps, train_phase
@@ -34,6 +35,8 @@ MAX_GRAD_NORM = 0.01
 SETTINGS = PhaseSettings(
     learning_rate=2e-3, num_train_epochs=25, batch_size=10, weight_decay=0.0, lr_scheduler_type="constant"
 )
+SMALL = replace(SETTINGS, num_train_epochs=2)
+"""What a test runs."""
 PEFT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 ARMS = ("untouched", "plain", *(f"dp, epsilon {epsilon:g}" for epsilon in EPSILONS))
 LIMIT = 0.55
@@ -41,6 +44,31 @@ RESTS_ON = (
     f"An adapter on {MODEL}, {MEMBERS} private chains of two steps with a secret operator (a table per seed), "
     f"{SETTINGS.num_train_epochs:g} passes over them; fresh chains with the same table."
 )
+
+
+@dataclass(frozen=True)
+class MembershipStudy:
+    """See the module; a trial is a whole seed."""
+
+    settings: PhaseSettings = SETTINGS
+    name: str = "membership"
+    version: int = 1
+
+    def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> list[Cell]:
+        """Every seed."""
+        return whole_seeds(seeds, done)
+
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
+        """One seed."""
+        return Outcome(one_seed(cell[0], self.settings))
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """As measured on one shared core."""
+        return 19.0 * len(cells)
+
+    def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
+        """Tables and bars."""
+        return {"rests_on": RESTS_ON, **summary(figures_by_seed(seeds, done))}
 
 
 class Memory:
@@ -56,7 +84,7 @@ class Memory:
         self.lines.append(spending)
 
 
-def cell(
+def one_seed(
     seed: int, settings: PhaseSettings = SETTINGS, members: int = MEMBERS, fresh: int = FRESH
 ) -> dict[str, Any]:
     """One seed, with a secret table of its own: per arm the attack's AUC and the losses behind it."""
@@ -138,7 +166,7 @@ def _encoded(lm: LanguageModel, rows: Sequence[Sample]) -> list[Any]:
 
 
 def summary(cells: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Tables and bars; `cells` is seed -> what `cell` gave."""
+    """Tables and bars; `cells` is seed -> what `one_seed` gave."""
 
     def of(arm: str, what: str) -> list[float]:
         return [cells[seed][arm][what] for seed in sorted(cells)]

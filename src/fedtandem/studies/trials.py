@@ -1,12 +1,10 @@
-"""One command per study of LaDa: run the trials that are missing, one file each, then write summary and page."""
+"""A study of single trials: run those that are missing, one file each, then summary and page."""
 
-import argparse
 import json
-import os
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,18 +12,35 @@ import numpy as np
 import torch
 
 from fedtandem.atomic import write_text
-from fedtandem.errors import DataError, FedtandemError
+from fedtandem.errors import DataError
 from fedtandem.federation.progress import Watch
-from fedtandem.studies.lada.trial import Outcome
-from fedtandem.studies.routing.page import study_page
-from fedtandem.studies.routing.tables import plain, to_json
+from fedtandem.studies.bars import plain, to_json
+from fedtandem.studies.page import study_page
 
+Progress = Callable[[str, int, int], None]
+"""What is done now, how many are, of how many."""
 Cell = tuple[int, str]
 """Seed and line of the table."""
+WHOLE = "whole"
+"""The line of a study whose trial is a whole seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a trial came to.
+
+    Attributes:
+        figures: JSON values.
+        items: test set -> value of each item, (n,), and in a second row its weight where that is not 1, (2, n): the
+            figure is their quotient of sums.
+    """
+
+    figures: dict[str, Any]
+    items: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Study(Protocol):
-    """A study as the command sees it."""
+    """A study as `run` sees it."""
 
     @property
     def name(self) -> str: ...
@@ -41,7 +56,7 @@ class Study(Protocol):
     def missing(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> Iterable[Cell]:
         """The trials to run next, a seed's together; none when the study is complete."""
 
-    def run(self, cell: Cell) -> Outcome:
+    def run(self, cell: Cell, progress: Progress) -> Outcome:
         """One trial."""
 
     def seconds(self, cells: Sequence[Cell]) -> float:
@@ -49,6 +64,16 @@ class Study(Protocol):
 
     def summary(self, seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[str, Any]:
         """`bars`, `tables`, `rests_on` (a sentence) and figures of its own."""
+
+
+def whole_seeds(seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> list[Cell]:
+    """`Study.missing` of a study whose trial is a whole seed."""
+    return [(seed, WHOLE) for seed in seeds if (seed, WHOLE) not in done]
+
+
+def figures_by_seed(seeds: Sequence[int], done: Mapping[Cell, Outcome]) -> dict[int, dict[str, Any]]:
+    """Seed -> figures, of a study whose trial is a whole seed."""
+    return {seed: done[seed, WHOLE].figures for seed in sorted(seeds) if (seed, WHOLE) in done}
 
 
 def run(
@@ -71,12 +96,13 @@ def run(
             watch(f"{study.name}: about {study.seconds(todo) / 60:.0f} CPU minutes", 0, 1)
             for i, cell in enumerate(todo):
                 watch(f"seed {cell[0]}: {cell[1]}", i, len(todo))
-                done[cell] = study.run(cell)
+                done[cell] = study.run(cell, watch)
                 ran += 1
                 _keep(output / "cells", key, cell, done[cell])
     summary = {
-        "schema": 1, "kind": "routing", "name": study.name, "seeds": sorted({seed for seed, _ in done} & set(seeds)),
+        "schema": 1, "kind": "trials", "name": study.name, "seeds": sorted({seed for seed, _ in done} & set(seeds)),
         "seeds_wanted": sorted(seeds), "settings": key,
+        "versions": {package: version(package) for package in ("fedtandem", "torch")},
         **study.summary(seeds, done),
         "cpu_seconds_now": round(time.process_time() - started) if ran else 0,
         "cells": _by_seed(done),
@@ -114,43 +140,3 @@ def _keep(folder: Path, key: Mapping[str, Any], cell: Cell, outcome: Outcome) ->
     kept = {"key": key, "seed": seed, "line": line, "figures": plain(outcome.figures), "items": items}
     name = "".join(c if c.isalnum() else "_" for c in line)
     write_text(folder / f"{seed:03d}-{name}.json", json.dumps(kept))
-
-
-def main(make: Any, folder: Path, argv: Sequence[str] | None = None) -> int:
-    """The script of a study.
-
-    Args:
-        make: (small, data) -> the study; `data` is the folder of shared data sets.
-        folder: where its results lie by default.
-        argv: words of the command line.
-
-    Returns:
-        The exit code.
-    """
-    parser = argparse.ArgumentParser(description=f"the study {folder.name}; goes on where it was stopped")
-    shared = Path(os.environ.get("FEDTANDEM_SHARED") or "../shared")
-    parser.add_argument("--output", type=Path, default=folder, help="folder of summary.json and report.html")
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder of the shared data sets")
-    parser.add_argument("--seeds", default="1,2,3,4,5", help="as 1,2,3; seed 0 served to find the settings")
-    parser.add_argument(
-        "--small", action="store_true", help="a miniature that shows it runs; its figures mean nothing"
-    )
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing: summary and page of what is finished"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
-    except ValueError as error:
-        print(f"--seeds {arguments.seeds}: {error}; give whole numbers as 1,2,3.", file=sys.stderr)
-        return 2
-    try:
-        study = make(arguments.small, arguments.data)
-        summary = run(study, arguments.output, seeds, only_tables=arguments.tables)
-    except FedtandemError as fault:
-        print(f"{folder.name}: {fault}", file=sys.stderr)
-        return fault.exit_code
-    for b in summary["bars"]:
-        print(f"{'met   ' if b.met else 'MISSED'}  {b.asked}: {b.measured}{' · ' + b.why if b.why else ''}")
-    print(f"{arguments.output / 'summary.json'}, {arguments.output / 'report.html'}")
-    return 0

@@ -1,4 +1,4 @@
-"""The page of a routing study: bars, curves, tables; complete in itself."""
+"""The page of a study of trials: bars, curves, tables; complete in itself."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -7,7 +7,7 @@ from typing import Any
 from fedtandem.reports.figures import Plot
 from fedtandem.reports.html import render
 from fedtandem.reports.svg import INK, MUTED, SERIES, panel, to_svg
-from fedtandem.studies.routing.tables import SHOWN
+from fedtandem.studies.bars import SHOWN
 
 _LINES = ("expected", "scorer", "query", "random", "oracle")
 _COSTS = ("histogram", "fedavg", "fedavg_tuned", "fixed_best")
@@ -21,7 +21,7 @@ def study_page(summary: Mapping[str, Any]) -> str:
     asked = [bar for bar in summary["bars"] if not bar["asked"].startswith(SHOWN)]
     met = sum(bool(bar["met"]) for bar in asked)
     return render(
-        "routing_study.html.j2",
+        "study_bars.html.j2",
         {
             "title": f"{summary['name']}: a study",
             "versions": {"fedtandem": version("fedtandem")},

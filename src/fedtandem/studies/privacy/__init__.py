@@ -1,1 +1,0 @@
-"""Studies of what private data give away and of clients that lie."""
