@@ -15,6 +15,7 @@ MAX_REPLY_BYTES = 64 << 20
 """A tokenizer's files; whatever else comes is far smaller."""
 _LOST = (
     httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ConnectionNotAvailable,
+    httpcore.UnsupportedProtocol,
 )  # fmt: skip
 
 
