@@ -477,6 +477,9 @@ def soak(seconds: float) -> dict[str, Any]:
         f"{got.get('declared', 0):.0f}, p50 {got['p50_ms']:.1f} ms, p95 {got['p95_ms']:.1f} ms"
     )
     for name, seen in held.items():
+        if not seen[-1]:
+            print(f"{name}: its process ended before the soak did {met(False)}")
+            continue
         fifth = max(1, len(seen) // 5)
         early, late = statistics.mean(seen[fifth : 2 * fifth]), statistics.mean(seen[-fifth:])
         print(

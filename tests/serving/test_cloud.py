@@ -297,3 +297,69 @@ def test_overload_is_told_to_come_back() -> None:
     finally:
         go.set()
         batcher.close()
+
+
+class Lone:
+    """Reads one batch at a time, and says when two are read at once; the law of a text is its own last token."""
+
+    limit = None
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self.clashes = 0
+
+    def new_tokens(self, session, ids, last):
+        return len(ids)
+
+    def logits(self, sessions, ids, last):
+        import torch
+
+        if not self._busy.acquire(blocking=False):
+            self.clashes += 1
+            return []
+        answers = [torch.tensor([float(text[-1])]) for text in ids]
+        self._busy.release()
+        return answers
+
+    def forget(self, session): ...
+
+
+@pytest.mark.parametrize("max_batch", [1, 4])
+def test_who_reads_in_his_own_thread_never_reads_beside_another(max_batch: int) -> None:
+    """Threads that wait for their own and threads that hand over: each gets its own, and passes never overlap."""
+    from fedtandem.serving.batching import Batcher, Overloaded
+
+    reader = Lone()
+    batcher = Batcher(reader, max_batch=max_batch, max_waiting=999, name="lone")
+
+    def ask(who: int) -> list[float]:
+        names = [(f"{who}", [place, 10 * who + place]) for place in range(30)]
+        if who % 2:
+            return [float(batcher.logits(name, ids, 1)) for name, ids in names]
+        return [batcher.submit(name, ids, 1, float).result(30) for name, ids in names]
+
+    with ThreadPoolExecutor(6) as pool:
+        said = list(pool.map(ask, range(6)))
+    batcher.close()
+    assert said == [[10.0 * who + place for place in range(30)] for who in range(6)]
+    assert reader.clashes == 0
+    assert batcher.jobs == 180
+    with pytest.raises(Overloaded):
+        batcher.logits("late", [1], 1)
+
+
+def test_a_clouds_bounds_change_while_it_runs(lab) -> None:
+    config = lab.config()
+    with lab.Running([lambda _: build_cloud(config)], config) as one:
+        url = one.urls["cloud"]
+
+        def held() -> str:
+            lines = httpx.get(f"{url}/metrics").text.splitlines()
+            return next(line for line in lines if line.startswith("sessions "))
+
+        for session in "abc":
+            assert post(url, request(session, prompt(), 0, []).to_bytes()).status_code == 200
+        assert held() == "sessions 3.0"
+        one.listening[0].prepare(lab.config(cloud={"max_sessions": 1, "max_batch": 2, "cache_mb": 1}))()
+        assert post(url, request("d", prompt(), 0, []).to_bytes()).status_code == 200
+        assert held() == "sessions 1.0"

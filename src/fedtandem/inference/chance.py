@@ -31,19 +31,23 @@ class SeededChance:
     """
 
     def __init__(self, seeds: Sequence[int], stream: int = STREAM) -> None:
-        self._streams = [
-            np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, stream], dtype=np.uint64)))
-            for seed in seeds
-        ]
+        self._keys = [np.array([seed % 2**64, stream], dtype=np.uint64) for seed in seeds]
+        self._streams: dict[int, np.random.Generator] = {}
 
     def choose(self, row: int, law: Tensor) -> int:
         """By the inverse of the cumulative law."""
         cumulative = np.cumsum(law.numpy())
         # Strictly above: a token of probability 0 adds nothing and is never the first.
-        place = int(np.searchsorted(cumulative, self._streams[row].random() * cumulative[-1], side="right"))
+        place = int(np.searchsorted(cumulative, self._stream(row).random() * cumulative[-1], side="right"))
         # The product above may round up to the total itself.
         return place if place < len(law) else int(law.nonzero()[-1])
 
     def happens(self, row: int, probability: float) -> bool:
         """A uniform number in [0, 1) below `probability`."""
-        return bool(self._streams[row].random() < probability)
+        return bool(self._stream(row).random() < probability)
+
+    def _stream(self, row: int) -> np.random.Generator:
+        """Made when it is first drawn from: most answers leave nothing to chance."""
+        if row not in self._streams:
+            self._streams[row] = np.random.Generator(np.random.Philox(key=self._keys[row]))
+        return self._streams[row]

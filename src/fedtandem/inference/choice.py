@@ -76,8 +76,9 @@ def checked_logits(logits: Tensor, rows: Sequence[Row], who: str) -> Tensor:
     """
     logits = logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
     # The largest of numbers with a NaN among them is NaN.
-    bad = ~np.isfinite(logits.numpy().max(axis=-1))
-    if bad.any():
+    is_good = np.isfinite(np.maximum.reduce(logits.numpy(), axis=-1))
+    if not np.logical_and.reduce(is_good, axis=None):
+        bad = ~is_good
         worst = rows[int(bad.reshape(len(rows), -1).any(axis=1).argmax())]
         raise ModelError(
             f"prompt {worst.index}: the {who} gave NaN or infinite logits after {len(worst.prompt)} + "

@@ -14,6 +14,7 @@ Source: FedHLM, arXiv:2507.00082; speculative sampling (Leviathan et al. 2023); 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from fedtandem.errors import ConfigError, DataError, ModelError
 from fedtandem.inference.chance import Chance, SeededChance
@@ -25,7 +26,7 @@ from fedtandem.inference.row import OnCommit, Row
 from fedtandem.inference.settings import PEER_USES, DecodeSettings
 from fedtandem.inference.speculative import accept_probability, residual_law
 from fedtandem.inference.uplink import Draft
-from fedtandem.inference.verify import ModelVerifier, Verifier
+from fedtandem.inference.verify import Verifier, as_verifier
 
 __all__ = ["DecodeSettings", "Decoded", "accept_probability", "decode", "residual_law"]
 
@@ -108,7 +109,7 @@ def decode(
         drafter = _as_drafter(draft, target, settings, choice, uncertainty, beta_upper, answering)
     verifier: Verifier | None = None
     if target is not None:
-        verifier = target if isinstance(target, Verifier) else ModelVerifier(target, choice)
+        verifier = as_verifier(target, choice)
     rows = [
         Row(
             index=i,
@@ -156,8 +157,9 @@ def _as_drafter(
     beta_upper: Callable[[float], float] | None,
     peers: Peers | None,
 ) -> Drafter:
-    if isinstance(draft, Drafter):
-        return draft
+    if hasattr(draft, "draft"):  # by its method: isinstance on a Protocol costs as much as a token
+        return cast(Drafter, draft)
+    draft = cast(NextTokenModel, draft)
     if target is not None and draft.vocab_size != target.vocab_size:
         raise ModelError(
             f"the draft model has {draft.vocab_size} tokens, the target model {target.vocab_size}: ids do not mean the "
@@ -172,11 +174,8 @@ def _as_drafter(
 def _room(i: int, prompt_tokens: int, max_new_tokens: int, models: Sequence[object]) -> int:
     """How many tokens may be written before a context is full."""
     # The last token is written, never read.
-    limits = [
-        model.limit + 1
-        for model in models
-        if isinstance(model, NextTokenModel | Verifier) and model.limit is not None
-    ]
+    stated: list[int | None] = [getattr(model, "limit", None) for model in models]
+    limits = [limit + 1 for limit in stated if limit is not None]
     room = min([max_new_tokens, *(limit - prompt_tokens for limit in limits)])
     if room < 1:
         raise ModelError(

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,6 @@ AUDIT_VALUES = 2**22
 """Probabilities kept per answer for an audit in passing: 16 MiB, the laws of 131 tokens of 32,000."""
 
 
-@runtime_checkable
 class NextTokenModel(Protocol):
     """A model over one vocabulary, reading B rows of tokens. Its answers depend on `ids` alone; what it keeps
     between calls only saves time."""
@@ -51,7 +51,6 @@ class NextTokenModel(Protocol):
         ...
 
 
-@runtime_checkable
 class Drafter(Protocol):
     """Who fills the blocks."""
 
@@ -71,7 +70,7 @@ def doubts(uncertainty: Uncertainty, logits: Tensor) -> list[float]:
         ConfigError: the function gives something else than one finite number per law.
     """
     # A law bridged from another vocabulary forbids the same tokens everywhere: they are not doubt.
-    if logits.numpy().min() == -math.inf:
+    if np.minimum.reduce(logits.numpy(), axis=None) == -math.inf:
         logits = logits[:, logits.isfinite().any(dim=0)]
     u = uncertainty(logits)
     values: list[float] = u.tolist() if u.shape == logits.shape[:1] else []
@@ -113,12 +112,13 @@ class TokenDrafter:
         while drafting:
             ids = [row.ids for row in drafting]
             answers = self._model.logits([row.index for row in drafting], ids, [1] * len(drafting))
-            logits = checked_logits(torch.cat(answers), drafting, "draft model")  # (R, V)
+            laws = answers[0] if len(answers) == 1 else torch.cat(answers)
+            logits = checked_logits(laws, drafting, "draft model")  # (R, V)
             u = [0.0] * len(drafting) if self._uncertainty is None else doubts(self._uncertainty, logits)
             scores = self._choice.scores(logits)
-            for row, score, doubt in zip(drafting, scores, u, strict=True):
+            for i, row in enumerate(drafting):
                 row.record.slm_passes += 1
-                self._add(row, score, doubt)
+                self._add(row, scores[i], u[i])
             drafting = [row for row in drafting if not self._is_ready(row)]
 
     def _is_ready(self, row: Row) -> bool:
@@ -179,7 +179,7 @@ class TokenDrafter:
         if row.record.charged is not None:
             row.record.charged = row.charged
         row.record.kept += 1
-        if self._is_audited(row, len(scores)):
+        if self._is_audited(row, scores.shape[-1]):
             row.unaudited.append((len(row.written), scores.softmax(dim=-1), u))
         row.commit([token], [Source("kept", u)])
 

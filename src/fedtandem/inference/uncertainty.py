@@ -110,12 +110,12 @@ def expected(logits: Tensor, draft: Tensor | None = None, *, temperatures: Tenso
 def expected_of_best(values: Tensor) -> Tensor:
     """`expected` of the likeliest token, from logits (..., K) with the largest first, as `top_logits` gives them."""
     _need_tokens(values)
-    # In NumPy: on 64 numbers every call of torch costs more than the arithmetic.
+    # In NumPy, and by its ufuncs: on 64 numbers every call of torch costs more than the arithmetic.
     z = values.float().cpu().numpy()
-    inverse = _midpoints(torch.device("cpu")).numpy()  # (M, 1)
-    scaled = (z - z[..., :1])[..., None, :] * inverse  # (..., M, K)
-    kept = np.reciprocal(np.exp(scaled, out=scaled).sum(axis=-1))  # (..., M)
-    return _checked(torch.from_numpy(np.asarray(1 - kept.mean(axis=-1))), values)
+    scaled = (z - z[..., :1])[..., None, :] * _INVERSES_ON_CPU  # (..., M, K)
+    kept = np.reciprocal(np.add.reduce(np.exp(scaled, out=scaled), axis=-1))  # (..., M)
+    mean = np.add.reduce(kept, axis=-1) / np.float32(N_TEMPERATURES)
+    return _checked(torch.from_numpy(np.asarray(1 - mean)), values)
 
 
 def perturbation(
@@ -167,6 +167,9 @@ def _midpoints(device: torch.device) -> Tensor:
     return _INVERSES[device]
 
 
+_INVERSES_ON_CPU = _midpoints(torch.device("cpu")).numpy()
+
+
 def _need_tokens(logits: Tensor) -> None:
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits have the shape {tuple(logits.shape)}; expected (..., V) with V >= 1.")
@@ -174,7 +177,7 @@ def _need_tokens(logits: Tensor) -> None:
 
 def _checked(u: Tensor, logits: Tensor) -> Tensor:
     """Refuse broken logits by what they made of the result: reading them once more would cost a third of the time."""
-    if not math.isnan(u.sum().item() if u.ndim else u.item()):
+    if not math.isnan(u.item() if u.numel() == 1 else u.sum().item()):
         return u
     row = int(u.detach().reshape(-1).isnan().nonzero()[0, 0])
     highest = float(logits.detach().reshape(-1, logits.shape[-1])[row].amax())

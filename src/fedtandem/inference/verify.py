@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from fedtandem.inference.uplink import (
 )
 
 
-@runtime_checkable
 class Verifier(Protocol):
     """The LLM as the decoding loop sees it; behind it may lie a network."""
 
@@ -64,6 +63,14 @@ class Verdict:
     tokens: list[int]
     accepted: int
     near_ties: tuple[int, ...] = ()
+
+
+def as_verifier(target: NextTokenModel | Verifier, choice: Choice) -> Verifier:
+    """Who verifies: the target, if it does so itself, else a model that is read here."""
+    # By its method: isinstance on a Protocol costs as much as a token.
+    if hasattr(target, "verify"):
+        return cast(Verifier, target)
+    return ModelVerifier(cast(NextTokenModel, target), choice)
 
 
 class ModelVerifier:

@@ -58,7 +58,8 @@ class SessionReader:
         self.limit = limit
         self._pad_id = pad_id
         self._can_cache = can_cache
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
+        """May be changed; what is beyond it goes with the next pass."""
         self._name = name
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self.held_bytes = 0
@@ -100,12 +101,7 @@ class SessionReader:
         new = [list(text[len(one.ids) :]) for one, text in zip(held, ids, strict=True)]
         old_width = max(len(one.ids) for one in held)
         width = max(map(len, new))
-        step = torch.full((len(held), width), self._pad_id, dtype=torch.int64)
-        mask = torch.zeros((len(held), old_width + width), dtype=torch.int64)
-        for b, (one, tokens) in enumerate(zip(held, new, strict=True)):
-            step[b, width - len(tokens) :] = torch.tensor(tokens)
-            mask[b, old_width - len(one.ids) : old_width] = 1
-            mask[b, old_width + width - len(tokens) :] = 1
+        step, mask = self._padded(held, new, old_width, width)
         output, cache = self._forward(step, mask, _side_by_side(held, old_width), max(last))
         if self._can_cache and not is_plain(cache):
             self._can_cache = False  # windows forget columns by count, and padded ones would count
@@ -122,6 +118,20 @@ class SessionReader:
             self.held_bytes -= held.n_bytes
 
     # -- details -----------------------------------------------------------------------------------------------
+
+    def _padded(
+        self, held: Sequence[_Held], new: Sequence[list[int]], old_width: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """New tokens (B, width) and what may be attended to (B, old_width + width), padded on the left."""
+        if len(new) == 1:
+            return torch.tensor(new), torch.ones((1, old_width + width), dtype=torch.int64)
+        step = torch.full((len(held), width), self._pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(held), old_width + width), dtype=torch.int64)
+        for b, (one, tokens) in enumerate(zip(held, new, strict=True)):
+            step[b, width - len(tokens) :] = torch.tensor(tokens)
+            mask[b, old_width - len(one.ids) : old_width] = 1
+            mask[b, old_width + width - len(tokens) :] = 1
+        return step, mask
 
     def _cropped(self, session: str, text: Sequence[int], last: int) -> _Held:
         """What is held of a text and may be gone on from; taken out of the memory until the pass is done."""
@@ -150,7 +160,7 @@ class SessionReader:
         self.held_bytes += whole.n_bytes
 
     def _make_room(self) -> None:
-        while self.held_bytes > self._cache_bytes and self._held:
+        while self.held_bytes > self.cache_bytes and self._held:
             self.forget(next(iter(self._held)))
             self.evicted += 1
 

@@ -94,11 +94,10 @@ class SharedRows:
 
     def logits(self, rows: Sequence[int], ids: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
         """One pass, shared with others."""
-        futures = [
-            self._batcher.submit(f"{self._session}.{row}", list(text), count, lambda logits: logits)
+        answers = [
+            self._batcher.logits(f"{self._session}.{row}", text, count)
             for row, text, count in zip(rows, ids, last, strict=True)
         ]
-        answers = [future.result() for future in futures]
         if self.remembers:
             for text, answer in zip(ids, answers, strict=True):
                 self.laws[len(text)] = answer[-1]
@@ -317,11 +316,13 @@ class Writer:
         place: int,
     ) -> list[Token]:
         """Tokens that only the SLM has seen; a law is known where it speaks the writer's tokens."""
+        if self.top < 0:  # no law was kept
+            return [Token(*of) for of in zip(spelled, sources, strict=True)]
         laws = {} if self.small is None else self.small.rows.laws
         is_shared = self.small is not None and self.small.tokenizer.card.hash == card.hash
         tokens = []
         for i, token_id in enumerate(ids):
-            law = laws.get(place + i) if is_shared and self.top >= 0 else None
+            law = laws.get(place + i) if is_shared else None
             if law is None:
                 tokens.append(Token(spelled[i], sources[i]))
                 continue

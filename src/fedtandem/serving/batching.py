@@ -1,9 +1,9 @@
-"""One thread reads for everybody: whoever waits while a pass runs shares the next one (continuous batching)."""
+"""One pass at a time, for everybody: whoever waits while it runs shares the next one (continuous batching)."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -24,7 +24,7 @@ class Overloaded(FedtandemError):
 
 @dataclass(eq=False)
 class _Job(Generic[T]):
-    """One text to be read, and what is made of its logits, in the reading thread."""
+    """One text to be read, and what is made of its logits, in the thread that reads."""
 
     session: str
     ids: Sequence[int]
@@ -34,13 +34,13 @@ class _Job(Generic[T]):
 
 
 class Batcher:
-    """The thread that owns a model's reader.
+    """A model's reader, for whoever finds it free.
 
     Args:
         reader: of the model.
         max_batch: texts per pass.
         max_waiting: jobs beyond are refused.
-        name: of the thread.
+        name: of the thread that reads what came while others read.
     """
 
     def __init__(self, reader: SessionReader, *, max_batch: int, max_waiting: int, name: str) -> None:
@@ -49,13 +49,12 @@ class Batcher:
         self._waiting: deque[_Job[object]] = deque()
         self._left: list[str] = []
         self._changed = threading.Condition()
-        self._ends = False
+        self._ends = self._is_read = False
         self.passes = 0
         """Forward passes, ever."""
         self.jobs = 0
         """Texts read, ever."""
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     @property
     def waiting(self) -> int:
@@ -63,51 +62,87 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, session: str, ids: Sequence[int], last: int, then: Callable[[Tensor], T]) -> "Future[T]":
-        """Read a text with the next pass.
+        """Read a text with the next pass, in another thread.
 
         Args:
             session: whose keys and values to go on from; one job at a time each.
             ids: the whole text.
             last: of how many last tokens the logits are wanted.
-            then: logits (last, V) -> the future's result; runs in the reading thread.
+            then: logits (last, V) -> the future's result; runs in the thread that reads.
 
         Raises:
             Overloaded: too many wait, or the service is ending.
         """
         job = _Job(session, ids, last, then)
-        with self._changed:
-            if self._ends or len(self._waiting) >= self._max_waiting:
-                raise Overloaded(
-                    f"{len(self._waiting)} texts wait to be read, at most {self._max_waiting} may."
-                )
-            self._waiting.append(job)  # type: ignore[arg-type]
-            self._changed.notify()
+        if self._finds_it_free(job):
+            self._thread.submit(self._read_all)
         return job.done
+
+    def logits(self, session: str, ids: Sequence[int], last: int) -> Tensor:
+        """Read a text with the next pass, and wait for it; (last, V).
+
+        Where nobody reads the pass runs in this thread: handing it to another one costs more than a small model.
+        What came meanwhile is left to the batcher's own thread.
+
+        Raises:
+            Overloaded, ModelError: as `submit`, and the reader.
+        """
+        job: _Job[Tensor] = _Job(session, ids, last, _as_they_are)
+        if self._finds_it_free(job):
+            self._read_next()  # nobody was before this job
+            if self._goes_on():
+                self._thread.submit(self._read_all)
+        return job.done.result()
 
     def forget(self, session: str) -> None:
         """A text is finished; what is kept of it goes with the next pass."""
         with self._changed:
             self._left.append(session)
 
+    def bound(self, *, max_batch: int, max_waiting: int, cache_bytes: int) -> None:
+        """Other bounds, from the next pass on."""
+        self.max_batch, self._max_waiting = max_batch, max_waiting
+        self.reader.cache_bytes = cache_bytes
+
     def close(self) -> None:
         """Finish what waits, then end."""
         with self._changed:
             self._ends = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.wait_for(lambda: not self._is_read)
+        self._thread.shutdown()
 
-    def _run(self) -> None:
+    def _finds_it_free(self, job: _Job[T]) -> bool:
+        """Put a job into the queue; whether who put it there has to see to its being read."""
+        with self._changed:
+            if self._ends or len(self._waiting) >= self._max_waiting:
+                raise Overloaded(
+                    f"{len(self._waiting)} texts wait to be read, at most {self._max_waiting} may."
+                )
+            self._waiting.append(job)  # type: ignore[arg-type]
+            is_free, self._is_read = not self._is_read, True
+            return is_free
+
+    def _goes_on(self) -> bool:
+        """Whether more waits; if not, the reader is free from now on."""
+        with self._changed:
+            if not self._waiting:
+                self._is_read = False
+                self._changed.notify_all()
+            return self._is_read
+
+    def _read_all(self) -> None:
         while True:
-            with self._changed:
-                while not self._waiting and not self._ends:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                left, self._left = self._left, []
-                batch = self._take()
-            for session in left:
-                self.reader.forget(session)
-            self._read(batch)
+            self._read_next()
+            if not self._goes_on():
+                return
+
+    def _read_next(self) -> None:
+        with self._changed:
+            left, self._left = self._left, []
+            batch = self._take()
+        for session in left:
+            self.reader.forget(session)
+        self._read(batch)
 
     def _take(self) -> list[_Job[object]]:
         """The next pass's jobs: in their order, each session once, a long text alone."""
@@ -148,3 +183,7 @@ class Batcher:
                 job.done.set_result(job.then(answer))
             except Exception as error:
                 job.done.set_exception(error)
+
+
+def _as_they_are(logits: Tensor) -> Tensor:
+    return logits

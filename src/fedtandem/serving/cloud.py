@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 
 from fedtandem import __version__
+from fedtandem.config.serve import CloudConfig
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.admission import Admission
@@ -65,6 +66,10 @@ class Judging(Protocol):
 
     async def verify(self, tenant: str, body: bytes) -> Judged:
         """Answer one request."""
+        ...
+
+    def bound(self, config: CloudConfig) -> None:
+        """Other bounds of sessions, waiting and caches."""
         ...
 
     def gauges(self) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedtandem.config.serve import CloudConfig
 from fedtandem.errors import ConfigError, DataError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.bridge import spell
@@ -51,6 +52,10 @@ class CompareService:
     async def close(self) -> None:
         """Let the connections go."""
         await asyncio.to_thread(self.endpoint.close)
+
+    def bound(self, config: CloudConfig) -> None:
+        """Another bound of sessions; nothing waits or is cached here."""
+        self.sessions.bound(config.max_sessions)
 
     def gauges(self) -> dict[str, float]:
         """For the metrics."""

@@ -96,10 +96,7 @@ class Door:
     def _leave(self, visit: "_Visit") -> None:
         route = visit.route
         seconds = time.monotonic() - visit.began
-        self._metrics.requests.labels(route, str(visit.status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
-        self._metrics.bytes.labels("in", route).inc(visit.bytes_in)
-        self._metrics.bytes.labels("out", route).inc(visit.bytes_out)
+        self._metrics.visited(route, visit.status, seconds, visit.bytes_in, visit.bytes_out)
         if route in OPEN or route == "/metrics":
             return
         fields: dict[str, Any] = {
@@ -142,7 +139,8 @@ class _Visit:
             return await self._receive()
         try:
             left = self.began + self._limits.body_timeout_s - time.monotonic()
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self._receive()
         except TimeoutError:
             raise self._stopped(
                 408, f"the body did not arrive in {self._limits.body_timeout_s:g} s.", "slow"

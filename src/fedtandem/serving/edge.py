@@ -27,13 +27,14 @@ from fedtandem.serving.auditing import TICKET, PeerAudits
 from fedtandem.serving.breaker import Breaker
 from fedtandem.serving.faults import Refusal
 from fedtandem.serving.keys import Caller
+from fedtandem.serving.line import MAX_REPLY_BYTES
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import EdgeMetrics
 from fedtandem.serving.policies import UNTIL
 from fedtandem.serving.shell import FRAME, QUEUE, TENANT, caller_of, new_app, tell
 from fedtandem.serving.tenants import tenant_key
 from fedtandem.serving.thresholds import Thresholds
-from fedtandem.serving.upstream import MAX_REPLY_BYTES, PEERS
+from fedtandem.serving.upstream import PEERS
 
 PATHS = ("/v1/verify", "/v1/model", "/v1/tokenizer", "/v1/resolve", "/v1/relay")
 SCOPES = dict.fromkeys(PATHS, "verify") | dict.fromkeys(("/v1/fl/report", "/v1/fl/policy"), "report")

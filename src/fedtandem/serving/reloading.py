@@ -13,7 +13,7 @@ LIVE: Mapping[str, frozenset[str]] = {
         "prompt_deadline_ms", "request_timeout_s", "max_waiting", "max_tokens", "peer", "calls_per_s", "price_step",
     }),
     "edge": frozenset({"price", "policy_valid_s", "deadline_ms", "peer_audit_rate"}),
-    "cloud": frozenset(),
+    "cloud": frozenset({"cache_mb", "max_batch", "max_waiting", "max_sessions"}),
     "security": frozenset({"keys", "key_file", "certificate", "private_key"}),
     "limits": frozenset(LimitsConfig.model_fields) - {"quota_folder"},
     "decisions": frozenset({"folder", "max_mb"}),

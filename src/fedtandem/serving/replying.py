@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from fedtandem.errors import FedtandemError
 from fedtandem.inference.row import Tier
@@ -22,10 +22,11 @@ from fedtandem.serving.mailbox import Mailbox
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.shell import tell
+from fedtandem.serving.streaming import EventStream
 from fedtandem.serving.words import ChatWords, CompletionWords
 
-LOOKS_S = 0.5
-"""How often a client that waits is looked after: nobody writes for one that has gone."""
+PACE_S = 0.005
+"""Between two writes of a stream that is faster than that."""
 MOST_PIECES = 16
 """In one write: who is fast may not keep the first ones waiting."""
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -51,7 +52,7 @@ class Exchange:
             asked,
             words,
         )
-        self._events: Mailbox[Piece | Answer | BaseException] = Mailbox()
+        self._events: Mailbox[Piece | Answer | BaseException] = Mailbox(PACE_S if asked.stream else None)
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
         self._cancelled = threading.Event()
@@ -61,10 +62,19 @@ class Exchange:
     async def answer(self, prompt: Prompt, top: int) -> Response:
         """Whole or streamed."""
         self._device.start(lambda: self._work(prompt, top), self._cancelled)
-        first = await self._next()  # before the headers go out: what fails here has a status of its own
-        if self._asked.stream:
-            body = self._stream(first)
-            return StreamingResponse(body, media_type="text/event-stream", headers=self._headers(None))
+        looking = asyncio.create_task(self._look())
+        is_streaming = False
+        try:
+            first = await self._next()  # before the headers go out: what fails here has a status of its own
+            if not self._asked.stream:
+                return await self._whole(first)
+            is_streaming = True
+            return EventStream(self._stream(first, looking), self._headers(None))
+        finally:
+            if not is_streaming:
+                looking.cancel()
+
+    async def _whole(self, first: Piece | Answer) -> Response:
         text, event = "", first
         tokens: list[Token] = []
         while isinstance(event, Piece):
@@ -84,7 +94,7 @@ class Exchange:
             event: Answer | BaseException = self._written(prompt, top)
         except BaseException as fault:
             event = fault
-        self._events.put(event)
+        self._events.put(event, is_last=True)
 
     def _written(self, prompt: Prompt, top: int) -> Answer:
         request_id = self._request.state.request_id
@@ -123,15 +133,20 @@ class Exchange:
             log("decision lost", level=40, fault=lost, tier="device", request_id=state.request_id)
 
     async def _next(self) -> Piece | Answer:
-        """The next event; what went wrong is raised as a refusal. Ends the work when the client has gone."""
+        """The next event; what went wrong is raised as a refusal."""
         try:
             while (event := self._events.take()) is None:
-                if not await self._events.wait(LOOKS_S) and await self._request.is_disconnected():
-                    self._cancel()
+                await self._events.wait()
         except asyncio.CancelledError:
             self._cancel()
             raise
         return self._checked(event)
+
+    async def _look(self) -> None:
+        """End the work when the client has gone: nobody writes for one that does not read."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            ...
+        self._cancel()
 
     def _checked(self, event: Piece | Answer | BaseException) -> Piece | Answer:
         if isinstance(event, BaseException):
@@ -151,7 +166,7 @@ class Exchange:
     def _cancel(self) -> None:
         self._cancelled.set()
 
-    async def _stream(self, first: Piece | Answer) -> AsyncIterator[bytes]:
+    async def _stream(self, first: Piece | Answer, looking: "asyncio.Task[None]") -> AsyncIterator[bytes]:
         chunk_kind = "text_completion" if self._words.kind == "text_completion" else "chat.completion.chunk"
 
         def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -160,24 +175,25 @@ class Exchange:
 
         try:
             opening = self._words.first()
-            if opening is not None:
-                yield chunk([opening])
+            ready = (
+                [] if opening is None else [chunk([opening])]
+            )  # what is there already goes out in one write
             event: Piece | Answer | BaseException | None = first
             while isinstance(event, Piece):
-                ready: list[bytes] = []  # what is there already goes out in one write
-                while isinstance(event, Piece) and len(ready) < MOST_PIECES:
-                    choice = self._words.part(event.text, event.tokens)
-                    told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
-                    ready.append(chunk([choice], **told))
-                    event = self._events.take()
-                yield b"".join(ready)
+                choice = self._words.part(event.text, event.tokens)
+                told = {"fedtandem": {"tokens": self._traced(event.tokens)}} if self._asked.trace else {}
+                ready.append(chunk([choice], **told))
+                event = self._events.take()
+                if not isinstance(event, Piece | Answer) or len(ready) >= MOST_PIECES:
+                    yield b"".join(ready)
+                    ready = []
                 event = await self._next() if event is None else self._checked(event)
             assert isinstance(event, Answer)
             self._count(event)
-            yield chunk([self._words.last(event.finish)], fedtandem=account(event))
+            ready.append(chunk([self._words.last(event.finish)], fedtandem=account(event)))
             if self._asked.includes_usage:
-                yield chunk([], usage=usage(event))
-            yield DONE
+                ready.append(chunk([], usage=usage(event)))
+            yield b"".join([*ready, DONE])
         except Exception as fault:
             refusal = (
                 fault if isinstance(fault, Refusal) else Refusal(500, "the service failed.", "internal_error")
@@ -186,6 +202,7 @@ class Exchange:
                 log("failed", level=40, fault=fault, tier="device", request_id=self._request.state.request_id)
             yield _event(refusal.body())  # what was shown stands; the stream ends without [DONE]
         finally:
+            looking.cancel()
             self._cancel()
 
     def _traced(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:

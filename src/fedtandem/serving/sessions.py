@@ -78,6 +78,10 @@ class Sessions:
             raise UnknownPrefix("this text is not known here as it was named; send it whole.")
         return [*known.ids, *map(int, new)]
 
+    def bound(self, most: int) -> None:
+        """Another bound, from the next answer on."""
+        self._most = most
+
     def settle(self, key: Key, ids: list[int], digest: bytes, reply: Judged) -> list[Key]:
         """Write down what stands now.
 

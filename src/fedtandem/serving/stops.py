@@ -17,8 +17,8 @@ class StopText:
 
     def add(self, text: str, final: bool = False) -> str:
         """What may be shown now; with `final` also what was held back."""
-        if self.is_over:
-            return ""
+        if not self._stops or self.is_over:
+            return "" if self.is_over else text
         whole = self._held + text
         places = [place for place in (whole.find(stop) for stop in self._stops) if place >= 0]
         if places:

@@ -94,7 +94,11 @@ def build_cloud(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         else _verifying(own, attest_key or _attest_key(config.security))
     )
     app = cloud_app(service, admission=admission, metrics=CloudMetrics())
-    return _tier("cloud", own, app, f"verifies with {service.fingerprint}", admission, service.close)
+
+    def prepare(new: ServeConfig) -> Apply:
+        return lambda: service.bound(new.cloud)
+
+    return _tier("cloud", own, app, f"verifies with {service.fingerprint}", admission, service.close, prepare)
 
 
 def _verifying(own: CloudConfig, attest_key: bytes | None) -> VerifyService:

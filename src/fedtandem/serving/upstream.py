@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from fedtandem.errors import ModelError, NetworkError
 from fedtandem.exchange.carrier import SCHEMA
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.breaker import Breaker
+from fedtandem.serving.line import Line, Reply
 from fedtandem.serving.pricing import Price
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.shell import FRAME, QUEUE
@@ -28,9 +27,6 @@ TOKENIZER_FILES = frozenset(
 INFO_DEADLINE_S = 10.0
 FAILED_FOR_S = 1.0
 """Who waited while another asked what the LLM is, and nobody said, does not ask again so soon."""
-MAX_REPLY_BYTES = 64 << 20
-"""A tokenizer's files; whatever else comes is far smaller."""
-_OF_THE_LINE = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 PEERS = "x-peers"
 """Header: this verification's answer may be kept for peers."""
 
@@ -56,7 +52,7 @@ class Rejected(NetworkError):
         said: its own words.
     """
 
-    def __init__(self, reply: httpx.Response) -> None:
+    def __init__(self, reply: Reply) -> None:
         self.status, self.code, self.said = reply.status_code, _code(reply), _said(reply)
         super().__init__(f"the upstream refuses with HTTP {self.status} ({self.code}): {self.said}")
 
@@ -80,44 +76,6 @@ class RemoteModel:
     relays: bool = False
 
 
-class Line:
-    """Connections to one address, with its breaker."""
-
-    def __init__(self, client: httpx.Client, breaker: Breaker) -> None:
-        self.client, self.breaker = client, breaker
-
-    def send(
-        self, method: str, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str]
-    ) -> httpx.Response | None:
-        """The reply; None where nobody answers in time, or with a fault of the server's."""
-        try:
-            reply = self._read(method, path, body, timeout_s, headers)
-        except httpx.HTTPError:
-            self.breaker.failed()
-            return None
-        if reply.status_code >= 500:
-            self.breaker.failed()
-            return None
-        self.breaker.succeeded()
-        return reply
-
-    def _read(
-        self, method: str, path: str, body: bytes, timeout_s: float, headers: Mapping[str, str]
-    ) -> httpx.Response:
-        """The reply, whole: within the time even where it comes byte by byte, and of a bounded size."""
-        end, parts, n_bytes = time.monotonic() + timeout_s, [], 0
-        with self.client.stream(method, path, content=body, timeout=timeout_s, headers=headers) as reply:
-            for part in reply.iter_bytes():
-                parts.append(part)
-                n_bytes += len(part)
-                if n_bytes > MAX_REPLY_BYTES or time.monotonic() > end:
-                    raise httpx.ReadError(
-                        f"a reply of more than {MAX_REPLY_BYTES} bytes, or one that does not end."
-                    )
-            plain = [(k, v) for k, v in reply.headers.multi_items() if k not in _OF_THE_LINE]
-            return httpx.Response(reply.status_code, headers=plain, content=b"".join(parts))
-
-
 class Upstream:
     """An edge, and maybe the cloud behind it for when the edge is gone; may be used from several threads.
 
@@ -126,7 +84,7 @@ class Upstream:
         key: shown as a bearer token; "" shows none.
         connections: kept open at most.
         fallback: the cloud's own address; None: there is no other way.
-        tls: `verify` and `cert` of httpx.
+        tls: `verify` of httpx.
         own_tokenizer: used where the LLM's is the same, so that it need not be fetched.
         price: told how busy the cloud is.
     """
@@ -142,16 +100,7 @@ class Upstream:
         own_tokenizer: TextTokenizer | None = None,
         price: Price | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=2 * connections, max_keepalive_connections=connections)
-        self._lines = [
-            Line(
-                httpx.Client(base_url=one, headers=headers, limits=limits, trust_env=False, **(tls or {})),
-                Breaker(),
-            )
-            for one in (url, fallback)
-            if one is not None
-        ]
+        self._lines = [Line(one, key, connections, tls or {}) for one in (url, fallback) if one is not None]
         self._tries = ThreadPoolExecutor(2 * connections, thread_name_prefix="upstream")
         self._own, self._price = own_tokenizer, price
         self._model: RemoteModel | None = None
@@ -167,13 +116,13 @@ class Upstream:
     def show(self, key: str) -> None:
         """Show another API key from now on."""
         for line in self._lines:
-            line.client.headers["Authorization"] = f"Bearer {key}"
+            line.show(key)
 
     def close(self) -> None:
         """Let the connections go."""
         self._tries.shutdown(wait=False, cancel_futures=True)
         for line in self._lines:
-            line.client.close()
+            line.close()
 
     def model(self) -> RemoteModel:
         """The LLM behind this line; asked once.
@@ -243,7 +192,7 @@ class Upstream:
         *,
         edge_only: bool = False,
         is_hedged: bool = True,
-    ) -> httpx.Response:
+    ) -> Reply:
         """Send, with one hedged second try, over the other address where there is one; any reply below 500 counts.
 
         Args:
@@ -272,9 +221,7 @@ class Upstream:
             raise Outage("slow" if running else "down", max(1.0, first.breaker.probe_in_s))
         return reply
 
-    def get(
-        self, path: str, headers: Mapping[str, str] | None = None, *, edge_only: bool = False
-    ) -> httpx.Response:
+    def get(self, path: str, headers: Mapping[str, str] | None = None, *, edge_only: bool = False) -> Reply:
         """One GET, over the other address where the first fails.
 
         Raises:
@@ -355,7 +302,7 @@ class Upstream:
         return value
 
 
-Try = Future[httpx.Response | None]
+Try = Future[Reply | None]
 
 
 def _first(running: set[Try], timeout_s: float) -> tuple[set[Try], set[Try]]:
@@ -363,19 +310,19 @@ def _first(running: set[Try], timeout_s: float) -> tuple[set[Try], set[Try]]:
     return set(done), set(left)
 
 
-def _good(done: set[Try]) -> httpx.Response | None:
+def _good(done: set[Try]) -> Reply | None:
     replies = [future.result() for future in done if not future.cancelled()]
     return next((reply for reply in replies if reply is not None), None)
 
 
-def _code(reply: httpx.Response) -> str:
+def _code(reply: Reply) -> str:
     try:
         return str(reply.json()["error"]["code"])[:60]
     except (KeyError, TypeError, ValueError):
         return "no code"
 
 
-def _said(reply: httpx.Response) -> str:
+def _said(reply: Reply) -> str:
     try:
         return str(reply.json()["error"]["message"])[:300]
     except (KeyError, TypeError, ValueError):
@@ -391,7 +338,7 @@ def _number(text: str | None) -> float:
     return value if 0 <= value < math.inf else 0.0
 
 
-def _retry_after(reply: httpx.Response) -> float:
+def _retry_after(reply: Reply) -> float:
     try:
         return min(60.0, max(1.0, float(reply.headers.get("retry-after", "1"))))
     except ValueError:

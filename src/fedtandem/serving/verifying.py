@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedtandem.config.serve import CloudConfig
 from fedtandem.errors import DataError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest, decoding_of
 from fedtandem.inference.gates import namespace, token_gate
@@ -30,6 +31,9 @@ from fedtandem.serving.tenants import tenant_key
 
 PEER_WINDOW = 24
 """Tokens before a place that must be equal for peers to share what was written there."""
+
+NO_LAWS = (np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+"""`token_log_probs` of nothing."""
 
 Step = tuple[Verdict, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -73,6 +77,13 @@ class VerifyService:
     async def close(self) -> None:
         """Finish what waits and let the thread go."""
         await asyncio.to_thread(self.batcher.close)
+
+    def bound(self, config: CloudConfig) -> None:
+        """Other bounds, from the next verification on."""
+        self.sessions.bound(config.max_sessions)
+        self.batcher.bound(
+            max_batch=config.max_batch, max_waiting=config.max_waiting, cache_bytes=config.cache_mb << 20
+        )
 
     def gauges(self) -> dict[str, float]:
         """For the metrics."""
@@ -203,9 +214,10 @@ class VerifyService:
 
         def judged(logits: Tensor) -> Step:
             verdict, disagreed = judge_block(block, logits, eos_id)
-            n = 0 if top < 0 else len(verdict.tokens)
-            places = logits[block.audits : block.audits + n]
-            return verdict, disagreed, token_log_probs(places, verdict.tokens[:n], max(0, top))
+            if top < 0:
+                return verdict, disagreed, NO_LAWS
+            places = logits[block.audits : block.audits + len(verdict.tokens)]
+            return verdict, disagreed, token_log_probs(places, verdict.tokens, top)
 
         future = self.batcher.submit("/".join(key), block.text, block.last, judged)
         return await asyncio.wrap_future(future)
