@@ -159,7 +159,6 @@ def _as_drafter(
 ) -> Drafter:
     if hasattr(draft, "draft"):  # by its method: isinstance on a Protocol costs as much as a token
         return cast(Drafter, draft)
-    draft = cast(NextTokenModel, draft)
     if target is not None and draft.vocab_size != target.vocab_size:
         raise ModelError(
             f"the draft model has {draft.vocab_size} tokens, the target model {target.vocab_size}: ids do not mean the "

@@ -70,7 +70,7 @@ def as_verifier(target: NextTokenModel | Verifier, choice: Choice) -> Verifier:
     # By its method: isinstance on a Protocol costs as much as a token.
     if hasattr(target, "verify"):
         return cast(Verifier, target)
-    return ModelVerifier(cast(NextTokenModel, target), choice)
+    return ModelVerifier(target, choice)
 
 
 class ModelVerifier:
