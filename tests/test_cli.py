@@ -146,6 +146,12 @@ def test_a_missing_config_is_a_usage_error(
         assert "nosuch.toml" in capsys.readouterr().err
 
 
+def test_the_demo_names_the_controls_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--controls", "nosuch", "--output", str(tmp_path / "demo")]) == 2
+    assert 'controls.0 = "nosuch"' in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_every_command_function_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lazy imports of the table name things that are there."""
     import ast

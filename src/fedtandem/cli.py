@@ -126,12 +126,18 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="draws data, secret tables and batches (default 0)"
     )
+    parser.add_argument(
+        "--controls", default="standalone", metavar="METHOD,...",
+        help="beside it (default standalone, at no cost; llm2slm: the untouched server teaches, half as long again)",
+    )  # fmt: skip
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from fedtandem.federation.demo import demo_command
 
-    return demo_command(output=arguments.output, json_output=arguments.json, seed=arguments.seed)
+    return demo_command(
+        output=arguments.output, json_output=arguments.json, seed=arguments.seed, controls=arguments.controls
+    )
 
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:
