@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedtandem.algorithms.server import Server
+from fedtandem.algorithms.downlink import Downlink
 from fedtandem.config import RunConfig
 from fedtandem.errors import QuorumError
 from fedtandem.exchange.carrier import Envelope
@@ -31,7 +31,7 @@ def test_told_once_or_every_round_the_clients_end_in_the_same_bits(
 ) -> None:
     config = tiny(ROUNDS, f"public.labelled={labelled}", "public.max_new_tokens=16")
     once = run_methods(config, ["llm2slm"], tmp_path / "once")
-    monkeypatch.setattr(Server, "has_told", lambda *_: False)
+    monkeypatch.setattr(Downlink, "has_told", lambda *_: False)
     anew = run_methods(config, ["llm2slm"], tmp_path / "anew")
     assert once["rows"] == anew["rows"]
     assert_same(weights(tmp_path / "once", "llm2slm"), weights(tmp_path / "anew", "llm2slm"))

@@ -45,7 +45,7 @@ def test_all_of_it_comes_in_order(pace_s: float | None) -> None:
     got, woken = asyncio.run(asyncio.wait_for(read(pace_s), 30))
     assert got == list(range(N))
     if pace_s is None:
-        assert woken == 1  # for the last thing alone
+        assert woken <= 1  # for the last thing alone, and not where the reader is there already
     if pace_s == 60.0:
         assert woken <= 2  # the first, the last; what lies between waits for its time and is not waited for
 

@@ -52,6 +52,9 @@ class Lab:
             "OMP_NUM_THREADS": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "HOME": str(folder / "home"),
             "TMPDIR": str(folder / "tmp"),
         }  # fmt: skip
+        self.environment.pop(
+            "TORCHINDUCTOR_CACHE_DIR", None
+        )  # torch sets it in the process that runs the tests
         for kept in ("home", "watched", "tmp"):
             (folder / kept).mkdir()
 
