@@ -5,6 +5,7 @@ Nothing heavy is imported before the command is called.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     from fedtandem.models.language_model import LanguageModel
     from fedtandem.selection.items import Pool, ScoreRows
 
-DEFAULT = "confident_gap"
+DEFAULT, RHO = "confident_gap", "rho_holdout"
 
 
 def select_flags(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument(
-        "rows", type=Path, metavar="F", help='JSON lines with "prompt", maybe "path" and "id"'
+        "rows",
+        type=Path,
+        metavar="F",
+        help='JSON lines with "prompt", maybe "path" (or "completion"), "gold" and "id"',
     )
     parser.add_argument(
         "--receiver", required=True, metavar="MODEL", help="who is to learn (hub name or folder)"
@@ -41,7 +45,7 @@ def select_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selector",
         metavar="NAME",
-        help=f'{", ".join(HEURISTICS)}, or "package.module:function" '
+        help=f'{", ".join(name for name in HEURISTICS if name != RHO)}, or "package.module:function" '
         f"(default {DEFAULT}; with --checker: verified_gap)",
     )
     parser.add_argument(
@@ -151,6 +155,7 @@ def select_command(request: SelectRequest) -> tuple[list[dict[str, Any]], dict[s
     totals = {
         "rows": len(rows), "with_path": int(scored.has_path.sum()), "kept": len(listed), "selector": request.selector,
         "refused": sum(not ok for ok, _ in reasons.values() if ok is not None),
+        "undecided": sum(ok is None for ok, _ in reasons.values()),
         "kept_gap": _mean(scored.gap, is_kept), "left_gap": _mean(scored.gap, [not kept for kept in is_kept]),
     }  # fmt: skip
     return listed, totals
@@ -161,7 +166,7 @@ def _section(request: SelectRequest) -> Any:
 
     from fedtandem.config.selection import SelectionConfig
 
-    if request.selector in LEARNING or request.selector == "rho_holdout":
+    if request.selector in LEARNING or request.selector == RHO:
         raise ConfigError(
             f"--selector {request.selector} learns from training rounds, which there are none of here; use it in "
             f"`fedtandem run`, or take {DEFAULT}."
@@ -175,7 +180,8 @@ def _section(request: SelectRequest) -> Any:
     except ValidationError as error:
         said = error.errors()[0]
         flag = "--" + str(said["loc"][0])
-        raise ConfigError(f"{flag} {said['input']!r} {said['msg'].removeprefix('Value error, ')}.") from error
+        why = said["msg"].removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"{flag} {said['input']!r} {why}.") from error
 
 
 def _checker(request: SelectRequest, rows: Sequence[Mapping[str, Any]]) -> "Checker | None":
@@ -197,7 +203,7 @@ def _checker(request: SelectRequest, rows: Sequence[Mapping[str, Any]]) -> "Chec
     try:
         settings = CheckSettings(known_or_own(name, ("arithmetic", *BY_ANSWER)))
     except ValueError as error:
-        raise ConfigError(f"--checker {name!r} {error}.") from error
+        raise ConfigError(f"--checker {name!r} {str(error).rstrip('.')}.") from error
     answers = {row["prompt"]: final_answer(row["gold"]) for row in rows if row["gold"] is not None}
     if name in BY_ANSWER and not answers:
         raise ConfigError(
@@ -207,7 +213,7 @@ def _checker(request: SelectRequest, rows: Sequence[Mapping[str, Any]]) -> "Chec
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows with `prompt`, and `path`, `id` and `gold` where they are there; an id is the row's number otherwise.
+    """Rows with `prompt`, and `path` (or `completion`), `id` and `gold` where they are there; else an id is the number.
 
     Raises:
         DataError: no file, no row, a column of the wrong type, or an id twice.
@@ -220,6 +226,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     found: dict[str, Any]
     for at, row in enumerate(read_file(file, where="rows")):
         found = {"id": str(at), **{key: row.values.get(key) for key in ("prompt", "path", "gold")}}
+        if found["path"] is None:
+            found["path"] = row.values.get("completion")
         if row.values.get("id") is not None:
             found["id"] = str(row.values["id"])
         for key, needed in (("prompt", True), ("path", False), ("gold", False)):
@@ -252,6 +260,11 @@ def _scored(
     paths = [row["path"] or "" for row in rows]
     producer = _load(request.producer)
     missing = [i for i, path in enumerate(paths) if not path]
+    if missing:
+        print(
+            f"{len(missing)} of {len(rows)} rows have no path: {request.producer} writes them, of up to "
+            f"{request.max_new_tokens} tokens", file=sys.stderr,
+        )  # fmt: skip
     for i, text in zip(missing, _written(producer, request, [prompts[i] for i in missing]), strict=True):
         paths[i] = text
     of_producer, _ = _losses(producer, request, prompts, paths)
@@ -383,6 +396,8 @@ def in_words(totals: Mapping[str, Any]) -> str:
             said += f" (the others {totals['left_gap']:.3f})"
     if totals["refused"]:
         said += f"; the checker refused {totals['refused']}"
+    if totals["undecided"]:
+        said += f"; the checker could not tell of {totals['undecided']}, which are not kept by verified_gap"
     if totals["with_path"] < totals["rows"]:
         said += f"; {totals['rows'] - totals['with_path']} rows have no path"
     return said
