@@ -7,7 +7,7 @@ import pytest
 
 from fedtandem.cli import main
 from fedtandem.errors import ConfigError, DataError
-from fedtandem.federation.select import read_budget, read_rows
+from fedtandem.federation.select import in_words, read_budget, read_rows
 
 MODELS = ("--receiver", "embedded:chains-client-a", "--producer", "embedded:chains-server")
 ROWS = [
@@ -95,3 +95,15 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_rows(write(tmp_path / "a.jsonl", [{"question": "x"}]))
     with pytest.raises(DataError, match="the id 'x' stands twice"):
         read_rows(write(tmp_path / "b.jsonl", [{"id": "x", "prompt": "a"}, {"id": "x", "prompt": "b"}]))
+
+
+def test_a_completion_is_a_path_and_what_nobody_could_tell_is_said(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "c", "completion": "d", "path": "e"},
+        {"prompt": "f"},
+    ]
+    assert [row["path"] for row in read_rows(write(tmp_path / "rows.jsonl", rows))] == ["b", "e", None]
+    totals = {"kept": 0, "rows": 3, "selector": "verified_gap", "kept_gap": None, "refused": 0, "undecided": 2,
+              "with_path": 3}  # fmt: skip
+    assert "could not tell of 2" in in_words(totals)
