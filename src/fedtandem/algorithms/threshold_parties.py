@@ -1,6 +1,6 @@
 """The two sides that the cloud asks about thresholds: a client with its tokens, an edge with its clients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -96,23 +96,42 @@ class Edge:
         A client that is absent or whose reply is refused is left out; the cloud sees who answered.
         """
         request = CalibrationRequest.from_envelope(envelope)
-        known = dict(zip(request.names, request.tau.tolist(), strict=True)) if request.names else {}
-        asked = {}
-        for party in self._clients.parties():
-            if request.names and party.name not in known:
-                continue
-            tau = known.get(party.name, float(request.tau[0]))
-            asked[party.name] = replace(request, names=(), tau=np.array([tau])).to_envelope()
+        asked = requests_of(request, (party.name for party in self._clients.parties()))
         answers = self._clients.ask(asked, deadline_s=self._deadline_s)
         replies = []
         for name, reply in sorted(answers.replies.items()):
             try:
-                one = CalibrationReply.from_envelope(reply)
+                replies.append(reply_of(name, request.round, reply))
             except InvalidMessage:
                 continue  # as if it had not come: the cloud reads the absence off the names
-            if one.names == (name,) and one.round == request.round:
-                replies.append(one)
         return together(self.name, request.round, replies).to_envelope()
+
+
+def requests_of(request: CalibrationRequest, clients: Iterable[str]) -> dict[str, Envelope]:
+    """What an edge passes on to those of these clients that a request is for, each its own threshold."""
+    known = dict(zip(request.names, request.tau.tolist(), strict=True)) if request.names else {}
+    asked = {}
+    for name in clients:
+        if request.names and name not in known:
+            continue
+        tau = known.get(name, float(request.tau[0]))
+        asked[name] = replace(request, names=(), tau=np.array([tau])).to_envelope()
+    return asked
+
+
+def reply_of(client: str, round_number: int, envelope: Envelope) -> CalibrationReply:
+    """A client's reply, for itself alone.
+
+    Raises:
+        InvalidMessage: a field is not what a reply may hold, or it is about another client or round.
+    """
+    reply = CalibrationReply.from_envelope(envelope)
+    if reply.names != (client,) or reply.round != round_number:
+        raise InvalidMessage(
+            f"{client}, round {round_number}: the reply is about {', '.join(reply.names)[:100] or 'nobody'} in round "
+            f"{reply.round}. Nothing of it was used."
+        )
+    return reply
 
 
 def together(party: str, round_number: int, replies: Sequence[CalibrationReply]) -> CalibrationReply:

@@ -15,17 +15,20 @@ from fedtandem.config.section import FilePath, Section
 from fedtandem.config.validate import validated
 from fedtandem.errors import ConfigError
 
-Sent = Literal["card", "scores", "rows", "texts", "requests", "weights", "measurements"]
+Sent = Literal[
+    "card", "scores", "rows", "texts", "requests", "weights", "measurements", "counts", "masked_counts"
+]
 SENT: tuple[Sent, ...] = get_args(Sent)
 """What can leave a site: its vocabulary and sizes, scores of public samples, sparse next-token rows, texts it wrote for
-public prompts, which items it asks to be taught, trainable weights, and means on its own test sets with times."""
+public prompts, which items it asks to be taught, trainable weights, and means on its own test sets with times; for
+thresholds, counts of its decisions by uncertainty, or the same under masks, of which only sums of sites can be read."""
 
 
 class AllowConfig(Section):
     """[allow]: the site's law."""
 
     send: tuple[Sent, ...] = ("card", "scores", "rows", "texts", "requests", "measurements")
-    """What may leave: card, scores, rows, texts, requests, weights, measurements."""
+    """What may leave: card, scores, rows, texts, requests, weights, measurements, counts, masked_counts."""
     max_bytes_per_round: int = Field(100_000_000, ge=0)
     """Bytes of envelopes this site sends in one round at most."""
     max_rounds: int = Field(100, ge=1)
@@ -34,11 +37,24 @@ class AllowConfig(Section):
     """Functions of your own ("package.module:function") that a server may name as checks or selectors."""
 
 
+class SiteCalibration(Section):
+    """[calibration]: what `fedtandem calibrate` may ask this site about."""
+
+    trace: FilePath
+    """This site's recorded decisions (.parquet). All of them count as its own, whatever client they name."""
+    key: FilePath = "key"
+    """--masked: this site's registered private key, which signs its keys for masks."""
+    keys: FilePath = "keys"
+    """--masked: NAME.pub of every other site, as this site's operator got them; who is not there is not believed."""
+
+
 class SiteConfig(Section):
     """One client at its own machine."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """The client's name, as in the server's [[clients]]; bound there to this site's key."""
+    edge: str = Field("", max_length=100)
+    """The edge this client belongs to, for thresholds; may stand in the node config instead. "": with all others."""
     folder: FilePath = "state"
     """Where its states, replies and the audit log are kept."""
     num_threads: int | None = Field(None, ge=1)
@@ -51,6 +67,8 @@ class SiteConfig(Section):
     """[[tests]]: what this client is measured on, here; only means are told, and only if allowed."""
     allow: AllowConfig = AllowConfig()
     """What may leave."""
+    calibration: SiteCalibration | None = None
+    """What thresholds are learnt from."""
     data: DataRootConfig = DataRootConfig()
     """Where `{data.root}` in a path points."""
 
@@ -68,7 +86,11 @@ def load_site(path: str | Path) -> SiteConfig:
     """
     file = locate(path)
     document: dict[str, Any] = read_document(SiteConfig, file)
-    document.setdefault("folder", str(file.resolve().parent / "state"))
+    beside = file.resolve().parent
+    document.setdefault("folder", str(beside / "state"))
+    if isinstance(document.get("calibration"), dict):
+        for key in ("key", "keys"):
+            document["calibration"].setdefault(key, str(beside / key))
     root = data_root(document)
     document = map_paths(SiteConfig, document, lambda _, text: text.replace(ROOT, root))
     site, faults = validated(SiteConfig, document)

@@ -42,6 +42,11 @@ class Scored:
     feedback: str
     known: npt.NDArray[np.bool_]
 
+    def rows(self, index: npt.NDArray[np.int64]) -> "Scored":
+        """Some decisions, in the order of the index."""
+        slm, llm = (None if scores is None else scores[index] for scores in (self.slm_score, self.llm_score))
+        return Scored(self.u[index], self.beta[index], slm, llm, self.feedback, self.known[index])
+
 
 def score_trace(
     trace: Trace, measure: str, feedback: Feedback = "auto", scorer: LearnedScorer | None = None
@@ -141,6 +146,27 @@ def fit_on(trace: Trace, feedback: Feedback, seed: int) -> LearnedScorer:
     beta = torch.from_numpy(np.clip(rejections(trace, feedback)[0], 0, 1)).float()
     logits = slm_logits(trace, slice(None))
     return fit_scorer(logits, torch.from_numpy(trace.position), beta, torch.Generator().manual_seed(seed))
+
+
+def measures_of(trace: Trace) -> tuple[str, ...]:
+    """Measures that need nothing but this trace."""
+    laws = tuple(MEASURES) if trace.slm_probs is not None else ()
+    return (*laws, RECORDED) if trace.uncertainty is not None else laws
+
+
+def feedbacks_of(trace: Trace) -> tuple[str, ...]:
+    """What β can be made of with this trace."""
+    laws = trace.llm_probs is not None and (trace.info.draft == "greedy" or trace.slm_probs is not None)
+    return (
+        *(("probabilities",) if laws else ()),
+        "agreement",
+        *(("quality",) if truth_is_known(trace) else ()),
+    )
+
+
+def truth_is_known(trace: Trace) -> bool:
+    """Whether every decision says how good both answers are."""
+    return trace.slm_score is not None or (trace.label is not None and bool((trace.label >= 0).all()))
 
 
 def default_measure(trace: Trace) -> str:

@@ -10,6 +10,7 @@ from fedtandem.alignment.sequence import EndTable
 from fedtandem.errors import InvalidMessage
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.coding import from_planes
+from fedtandem.exchange.describe_thresholds import CONTENTS, TITLES
 from fedtandem.exchange.frame import Array, decode_frame
 from fedtandem.exchange.messages import Card, FetchReply, FetchRequest, Knowledge, WorkReply, WorkRequest
 from fedtandem.exchange.reading import printable
@@ -23,6 +24,7 @@ _TITLES = {
     "work_reply": "{party} answers a request to work",
     "fetch_request": "the server asks a client for rows from its file",
     "fetch_reply": "{party} sends the rows it was asked for",
+    **TITLES,
 }
 
 
@@ -87,7 +89,7 @@ def _contents(name: str, envelope: Envelope) -> list[str]:
         return [f"{len(index):,} samples: {_first(index)}"]
     if name == "fetch_reply":
         return _knowledge(FetchReply.from_envelope(envelope).knowledge)
-    raise KeyError(name)
+    return CONTENTS[name](envelope)
 
 
 def _card(card: Card) -> list[str]:

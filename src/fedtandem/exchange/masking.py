@@ -142,11 +142,13 @@ class MaskedReply:
         return seal("calibrate", "masked_reply", self.round, header, {"words": self.words})
 
     @classmethod
-    def from_envelope(cls, envelope: Envelope, size: int, *, expected: Expected = ANY) -> "MaskedReply":
+    def from_envelope(
+        cls, envelope: Envelope, size: int | None = None, *, expected: Expected = ANY
+    ) -> "MaskedReply":
         """Decode and check.
 
         Args:
-            size: W, how many words are asked for.
+            size: W, how many words are asked for; None leaves it to the message.
 
         Raises:
             InvalidMessage: a field is not what a reply may hold.

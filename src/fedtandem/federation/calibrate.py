@@ -1,6 +1,5 @@
 """`fedtandem calibrate`: learn thresholds on a recorded trace, in a federation of its clients, and write the policy."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,21 +13,26 @@ from fedtandem.algorithms.threshold_policy import make_policy
 from fedtandem.data.traces import Trace, read_trace
 from fedtandem.errors import ConfigError
 from fedtandem.evaluation.replay import has_peers, try_peers
-from fedtandem.evaluation.scored_trace import LEARNED, Feedback, Scored, default_measure, fit_on, score_trace
+from fedtandem.evaluation.scored_trace import (
+    LEARNED,
+    Feedback,
+    Scored,
+    default_measure,
+    fit_on,
+    score_trace,
+    truth_is_known,
+)
+from fedtandem.federation.calibration_result import CalibrationResult
 from fedtandem.federation.local import LocalCarrier
 from fedtandem.inference.clusters import balanced_clusters
-from fedtandem.inference.policy import Policy, policy_to_json, read_policy
+from fedtandem.inference.policy import Policy, read_policy
 from fedtandem.inference.routing import is_sent
 from fedtandem.inference.scorer import LearnedScorer
 from fedtandem.inference.similarity import calibrate_similarity
-from fedtandem.inference.threshold import MIN_AUDITS, Goal
+from fedtandem.inference.threshold import Goal
 
 AUDIT_KEY = b"fedtandem calibrate"
 """A replay hides its draw from nobody; a deployment has a secret of its own."""
-
-
-MUCH_REFUSED = 0.25
-"""Share of kept drafts from which on a policy is warned of."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class CalibrateRequest:
     """What `fedtandem calibrate` was asked; exactly one of the three goals is given.
 
     Attributes:
+        trace: recorded decisions of all clients; None: each client has its own at its site.
         budget: as typed: "10%" or 0.1.
         max_loss: in points.
         price: λ.
@@ -45,7 +50,7 @@ class CalibrateRequest:
         audit: "all" uses every recorded answer; "auto" or a rate shows the learner only what a deployment would see.
     """
 
-    trace: Path
+    trace: Path | None
     output: Path
     budget: str | None = None
     max_loss: float | None = None
@@ -84,12 +89,17 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
         DataError: the trace cannot be used.
     """
     settings = settings_of(request)
+    if request.trace is None:
+        raise ConfigError(
+            "no trace: name the file that `fedtandem trace` recorded, or give --connection NAME to ask sites for "
+            "counts of their own."
+        )
     trace = read_trace(request.trace)
     if request.clusters is not None:
         trace = clustered(trace, request.clusters, np.random.default_rng(request.seed))
     feedback = request.feedback
     # A loss in points is about right answers; where the truth is recorded, β may say just that.
-    if feedback == "auto" and request.max_loss is not None and _truth_is_known(trace):
+    if feedback == "auto" and request.max_loss is not None and truth_is_known(trace):
         feedback = "quality"
     measure = request.measure or default_measure(trace)
     scorer = None
@@ -101,11 +111,7 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
         fitted, trace = halves(trace, np.random.default_rng(request.seed))
         scorer = fit_on(fitted, feedback, request.seed)
     last = None if request.last is None else read_policy(request.last)
-    if last is not None and last.measure != measure:
-        raise ConfigError(
-            f"--from {request.last}: its thresholds are on {last.measure}, these are to be on {measure}; give "
-            f"--measure {last.measure}, or start without it."
-        )
+    check_last(request, last, measure)
     if last is not None and measure == LEARNED:
         raise ConfigError(
             "--from cannot go with --measure learned: a newly fitted measure has another scale."
@@ -114,10 +120,21 @@ def calibrate_command(request: CalibrateRequest, *, json_output: bool = False) -
     done = calibrate(
         trace, scored, settings, measure=measure, last=last, scorer=scorer, masked=request.masked
     )
-    from fedtandem.atomic import write_text
+    result = CalibrationResult(done.policy, done.calibration.names, done.bytes_up, done.bytes_down)
+    return result.put(request.output, json_output=json_output)
 
-    write_text(request.output, policy_to_json(done.policy))
-    return _as_json(done, request.output) if json_output else _in_words(done, request.output)
+
+def check_last(request: CalibrateRequest, last: Policy | None, measure: str) -> None:
+    """Refuse to go on from thresholds on another scale.
+
+    Raises:
+        ConfigError: the policy in force is on another measure.
+    """
+    if last is not None and last.measure != measure:
+        raise ConfigError(
+            f"--from {request.last}: its thresholds are on {last.measure}, these are to be on {measure}; give "
+            f"--measure {last.measure}, or start without it."
+        )
 
 
 def halves(trace: Trace, generator: np.random.Generator) -> tuple[Trace, Trace]:
@@ -215,10 +232,6 @@ def clustered(trace: Trace, k: int, generator: np.random.Generator) -> Trace:
     return replace(trace, cluster=np.array([f"cluster-{c}" for c in group])[place])
 
 
-def _truth_is_known(trace: Trace) -> bool:
-    return trace.slm_score is not None or (trace.label is not None and bool((trace.label >= 0).all()))
-
-
 def calibrate(
     trace: Trace,
     scored: Scored,
@@ -246,10 +259,10 @@ def calibrate(
 
     edges: dict[str, Any] = {}
     for cluster in np.unique(trace.cluster):
-        clients = {
-            str(name): _client(trace, scored, str(name))
-            for name in np.unique(trace.client[trace.cluster == cluster])
-        }
+        clients = {}
+        for name in map(str, np.unique(trace.client[trace.cluster == cluster])):
+            mine = np.flatnonzero(trace.client == name)
+            clients[name] = client_of(name, trace.rows(mine), scored.rows(mine), AUDIT_KEY)
         if masked:
             from fedtandem.federation.masked_edges import MaskedEdge, masked_clients  # needs cryptography
 
@@ -286,80 +299,7 @@ def calibrate(
     return Calibrated(policy, done, dict(up), dict(down))
 
 
-def _client(trace: Trace, scored: Scored, name: str) -> ThresholdClient:
-    mine = np.flatnonzero(trace.client == name)
-    models = Counter(trace.rows(mine).models()).most_common(1)[0][0]
-    return ThresholdClient(
-        name,
-        models,
-        scored.u[mine],
-        scored.beta[mine],
-        trace.session[mine].tolist(),
-        trace.position[mine],
-        AUDIT_KEY,
-    )
-
-
-def _as_json(done: Calibrated, output: Path) -> str:
-    policy = done.policy
-    return json.dumps(
-        {
-            "output": str(output), "learn": policy.learn, "price": policy.price, "share": policy.share,
-            "error": policy.error, "tau": policy.overall.tau, "interval": policy.overall.interval,
-            "clusters": {name: entry.tau for name, entry in policy.clusters.items()},
-            "clients": {name: entry.tau for name, entry in policy.clients.items()},
-            "audit_rate": policy.audit_rate, "audits": policy.overall.audits, "labelled": policy.overall.labelled,
-            "tokens": policy.overall.tokens, "similarity": policy.similarity, "bytes_up": done.bytes_up,
-            "bytes_down": done.bytes_down,
-        }
-    )  # fmt: skip
-
-
-def _in_words(done: Calibrated, output: Path) -> str:
-    policy, names = done.policy, done.calibration.names
-    everyone = policy.overall
-    lines = [
-        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
-        f"{len(policy.clusters)} clusters",
-        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error "
-        f"let through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another "
-        "trace checks it",
-        f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
-        _scope_line("all", everyone),
-        *(_scope_line(f"cluster {name}", entry) for name, entry in policy.clusters.items()),
-    ]
-    ranked = sorted(policy.clients.items(), key=lambda item: item[1].tau)
-    shown = ranked if len(ranked) <= 20 else [*ranked[:5], *ranked[-5:]]
-    lines += [_scope_line(name, entry) for name, entry in shown]
-    if len(shown) < len(ranked):
-        lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
-    refused = policy.error / max(1e-9, 1 - policy.share)
-    if refused > MUCH_REFUSED:
-        lines.append(
-            f"WARNING: of the drafts that are kept the LLM would refuse {refused:.0%}. These two models seldom agree "
-            "token for token; between different tokenizers the same text cut otherwise counts as refused. Give a "
-            "larger budget, or draft for `generate --mode exact`, which loses nothing."
-        )
-    if everyone.audits < MIN_AUDITS and everyone.labelled < everyone.tokens:
-        lines.append(
-            f"WARNING: {everyone.audits} audits in all, fewer than {MIN_AUDITS}: nobody knows how often kept "
-            "answers are wrong. Raise --audit."
-        )
-    if policy.similarity is not None:
-        s = policy.similarity
-        lines.append(
-            f"peers: similarity from {s['delta']:.3f}, {s['audits']} audited answers, precision at least "
-            f"{s['lower_bound']:.3f} (95 %): "
-            + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
-        )
-    moved = ", ".join(
-        f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up
-    )
-    lines.append(f"bytes: {moved}")
-    return "\n".join(lines)
-
-
-def _scope_line(name: str, entry: Any) -> str:
-    ends = f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" if entry.interval else "none"
-    counts = f"{entry.audits:>8,}{entry.labelled:>10,}{entry.tokens:>9,}"
-    return f"{name:<22}{entry.tau:>7.3f}  {ends:<17}{counts}  {entry.source}"
+def client_of(name: str, trace: Trace, scored: Scored, key: bytes) -> ThresholdClient:
+    """A client with these decisions, all of them its own."""
+    models = Counter(trace.models()).most_common(1)[0][0]
+    return ThresholdClient(name, models, scored.u, scored.beta, trace.session.tolist(), trace.position, key)

@@ -19,17 +19,22 @@ SiteOf = Callable[[Context], SiteConfig]
 
 
 def site_of_node(context: Context) -> SiteConfig:
-    """The site's own file, named in the SuperNode's --node-config 'config="site.toml"'.
+    """The site's own file, named in the SuperNode's --node-config 'config="site.toml"', perhaps with 'edge="north"'.
 
     Raises:
-        ConfigError: no file is named, or it has faults.
+        ConfigError: no file is named, it has faults, or it names another edge.
     """
     file = context.node_config.get("config")
     if not isinstance(file, str):
         raise ConfigError(
             "this SuperNode names no site file: start it with --node-config 'config=\"/path/to/site.toml\"'."
         )
-    return load_site(file)
+    site, edge = load_site(file), context.node_config.get("edge", "")
+    if edge and site.edge and edge != site.edge:
+        raise ConfigError(
+            f"{site.name}: its file says edge = {site.edge!r}, its SuperNode's --node-config says {edge!r}. Keep one."
+        )
+    return site.model_copy(update={"edge": str(edge)}) if edge else site
 
 
 @dataclass(frozen=True)

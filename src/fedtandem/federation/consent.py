@@ -4,8 +4,10 @@ from fedtandem.config import RunConfig
 from fedtandem.config.site import SENT, AllowConfig, Sent, SiteConfig
 from fedtandem.errors import ConsentError
 from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.frame import decode_frame
 from fedtandem.exchange.knowledge import Knowledge
 from fedtandem.exchange.messages import FetchReply, WorkReply
+from fedtandem.exchange.trace_card import TraceCard
 from fedtandem.federation.build import flow_of
 from fedtandem.federation.methods import Method, method_named
 
@@ -86,6 +88,10 @@ def contents(envelope: Envelope) -> set[Sent]:
     Raises:
         InvalidMessage: it is none of a client's messages.
     """
+    if envelope.kind == "calibrate":
+        return {"masked_counts" if _message(envelope) in ("offer_reply", "masked_reply") else "counts"}
+    if envelope.kind == "card" and _message(envelope) == "trace_card":
+        return {counts_word(TraceCard.from_envelope(envelope).masked)}
     if envelope.kind == "card":
         return {"card"}
     if envelope.kind == "fetch":
@@ -101,6 +107,39 @@ def contents(envelope: Envelope) -> set[Sent]:
     if reply.metrics:
         held.add("measurements")
     return held
+
+
+def _message(envelope: Envelope) -> str:
+    return str(decode_frame(envelope.body)[0].get("message"))
+
+
+def counts_word(masked: bool) -> Sent:
+    """What `fedtandem calibrate`, with --masked or without, would have a site send."""
+    return "masked_counts" if masked else "counts"
+
+
+def check_calibration(site: SiteConfig, *, masked: bool, step: int) -> None:
+    """Refuse a calibration that asks for more than the site's file allows.
+
+    Args:
+        step: how many gradient steps it has asked for with this one; 0 where it asks for none.
+
+    Raises:
+        ConsentError: names what is asked for, and the key that forbids it.
+    """
+    allow, word = site.allow, counts_word(masked)
+    says = f"{site.name} does not take part in this calibration: it asks for"
+    if word not in allow.send:
+        raise ConsentError(
+            f"{says} {word} (fedtandem calibrate {'with' if masked else 'without'} --masked), but allow.send = "
+            f"[{', '.join(allow.send)}]. Ask in the other way, or add {word!r} to allow.send in the site's own file if "
+            "its owner agrees."
+        )
+    if step > allow.max_rounds:
+        raise ConsentError(
+            f"{says} gradient step {step}, but allow.max_rounds = {allow.max_rounds}. Lower --rounds, use --learn "
+            "histogram, or raise the limit in the site's own file if its owner agrees."
+        )
 
 
 def _parts(knowledge: Knowledge | None) -> set[Sent]:

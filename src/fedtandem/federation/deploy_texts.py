@@ -23,7 +23,8 @@ def allow(law: AllowConfig) -> str:
     return f"""
 [allow]
 # May leave: card (vocabulary, sizes), scores, rows (sparse next-token distributions), texts (written for public
-# prompts), requests (items to be taught), weights, measurements (means on [[tests]] and times).
+# prompts), requests (items to be taught), weights, measurements (means on [[tests]] and times); for thresholds
+# (fedtandem calibrate, [calibration] below) counts (decisions by uncertainty), masked_counts (sums of sites alone).
 send = [{send}]
 max_bytes_per_round = {law.max_bytes_per_round}
 max_rounds = {law.max_rounds}

@@ -21,6 +21,9 @@ from typing import Any
 from fedtandem.atomic import write_text
 from fedtandem.config import RunConfig
 from fedtandem.errors import ConfigError, NetworkError
+from fedtandem.federation.alone import alone
+from fedtandem.federation.calibrate_sites import POLICY, RESULT, SitesRequest
+from fedtandem.federation.calibration_result import CalibrationResult
 from fedtandem.federation.events import read_events
 from fedtandem.federation.progress import Watch
 from fedtandem.federation.runs import open_record
@@ -32,6 +35,7 @@ from fedtandem.federation.submission import (
     with_exchange,
     write_submission,
 )
+from fedtandem.inference.policy import read_policy
 
 _LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
@@ -157,6 +161,45 @@ def run_deployed(
     Raises:
         FedtandemError: what ended the run, with its exit code.
     """
+    superlink = reachable(connection, keys)
+    config = with_exchange(config)
+    folder = folder.resolve()
+    open_record(config, list(config.methods), folder, resume, "flower")
+    # The record is open: the server's process takes it up.
+    submission = write_submission(folder, config, resume=True, carrier="flower", keys=keys)
+    submit(superlink, folder, submission, watch)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def calibrate_deployed(
+    asked: SitesRequest, folder: Path, *, connection: str, keys: Path | None, watch: Watch
+) -> CalibrationResult:
+    """Learn thresholds from the sites at a SuperLink.
+
+    Args:
+        folder: for the server's process, on the machine of the SuperLink; keeps the record of the newest calibration.
+        connection, keys: as `run_deployed`.
+
+    Raises:
+        FedtandemError: what ended the calibration, with its exit code.
+    """
+    superlink = reachable(connection, keys)
+    folder = folder.resolve()
+    with alone(folder):
+        for old in ("events.jsonl", RESULT, POLICY):
+            (folder / old).unlink(missing_ok=True)
+        submission = write_submission(folder, asked, resume=False, carrier="flower", keys=keys)
+    submit(superlink, folder, submission, watch)
+    return CalibrationResult.from_json((folder / RESULT).read_text(), read_policy(folder / POLICY))
+
+
+def reachable(connection: str, keys: Path | None) -> Connection:
+    """The connection, where names can be told on it.
+
+    Raises:
+        ConfigError: Flower is missing, there is no such connection, or it leaves this machine without keys.
+    """
     require_flower()
     superlink = Connection(connection)
     if keys is None:
@@ -166,30 +209,32 @@ def run_deployed(
                 "name. Give --keys DIR."
             )
         _LOG.warning("clients say themselves who they are: for trials on this machine only")
-    config = with_exchange(config)
-    folder = folder.resolve()
-    open_record(config, list(config.methods), folder, resume, "flower")
-    # The record is open: the server's process takes it up.
-    submission = write_submission(folder, config, resume=True, carrier="flower", keys=keys)
+    return superlink
+
+
+def submit(superlink: Connection, folder: Path, submission: Submission, watch: Watch) -> None:
+    """Hand the folder to the SuperLink and follow it to its end.
+
+    Raises:
+        FedtandemError: what ended it, with its exit code.
+    """
     app = folder / "app"
     for name, text in {"pyproject.toml": _PROJECT, "server.py": _SERVER, "client.py": _CLIENT}.items():
         write_text(app / name, text)
     try:
         told = superlink.flwr(
-            "run", str(app), connection, "--run-config", f"folder={json.dumps(str(folder))}"
+            "run", str(app), superlink.name, "--run-config", f"folder={json.dumps(str(folder))}"
         )
         run_id = str(told["run-id"])
     except NetworkError as fault:
         note_end(folder, submission.id, fault.exit_code, str(fault))
-        raise NetworkError(f"{fault} Then go on with --resume.") from fault
+        raise NetworkError(f"{fault} Then {submission.again}.") from fault
     try:
         follow(superlink, run_id, folder, submission, watch)
     except KeyboardInterrupt:
-        superlink.flwr("stop", run_id, connection)
+        superlink.flwr("stop", run_id, superlink.name)
         note_end(folder, submission.id, 130, "interrupted")
         raise
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
 
 
 def follow(superlink: Connection, run_id: str, folder: Path, submission: Submission, watch: Watch) -> None:
@@ -216,9 +261,8 @@ def follow(superlink: Connection, run_id: str, folder: Path, submission: Submiss
         except NetworkError as fault:
             over, failures = None, failures + 1
             if failures >= PATIENCE:
-                lost = (
-                    f"{fault} The run's rounds so far are safe: start the SuperLink and go on with --resume."
-                )
+                safe = "The run's rounds so far are safe: s" if submission.task == "run" else "S"
+                lost = f"{fault} {safe}tart the SuperLink and {submission.again}."
                 note_end(folder, submission.id, NetworkError.exit_code, lost)
         if over is None:
             over_since = None
@@ -227,7 +271,7 @@ def follow(superlink: Connection, run_id: str, folder: Path, submission: Submiss
         elif time.monotonic() - over_since > GRACE_S:
             text = (
                 f"the server's process ended without a word (Flower says {over!r}). See `flwr log {run_id} "
-                f"{superlink.name} --show`; go on with --resume."
+                f"{superlink.name} --show`; {submission.again}."
             )
             note_end(folder, submission.id, NetworkError.exit_code, text)
     code, text = end
@@ -248,6 +292,9 @@ def _lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         method = event.get("method", "")
         if event["event"] == "round_committed":
             yield f"{method}: round {event['round']} committed" + (" (skipped)" if event["skipped"] else "")
+        elif event["event"] == "edges":
+            told = "; ".join(f"{edge} with {', '.join(names)}" for edge, names in event["edges"].items())
+            yield f"{method}: {event['measure']}, {event['feedback']}; edges: {told}"
         elif event["event"] == "absence":
             yield f"{method}, round {event['round']}: {event['party']} is absent ({event['reason']}): {event['text']}"
         elif event["event"] == "late_reply":

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import ssl
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from fedtandem.config import RunConfig, load_resolved
 from fedtandem.config.site import SiteConfig, load_site
 from fedtandem.data.load import load_samples
 from fedtandem.data.public import public_hash
-from fedtandem.errors import FedtandemError
+from fedtandem.errors import ConfigError, FedtandemError
 from fedtandem.federation.audit import NAME, read_audit
 from fedtandem.federation.preflight import PartyCheck, check
 from fedtandem.federation.privacy_ledger import PrivacyLedger
@@ -216,22 +215,16 @@ def _folder(site: SiteConfig) -> Iterator[Finding]:
 
 
 def _key(path: Path, *, asked: bool) -> list[Finding]:
-    make = "make one: ssh-keygen -t ecdsa -b 384 -N '' -f key"
-    if not path.is_file():
-        return [Finding("key", False, f"there is no {path}; {make}")] if asked else []
+    if not path.is_file() and not asked:
+        return []
     if importlib.util.find_spec("cryptography") is None:
         return []  # the extra is missing, which is said already
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from fedtandem.federation.registered_keys import signing_key
 
     try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError) as error:
-        return [Finding("key", False, f"{path} cannot be read ({error}); {make}")]
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
-        return [Finding("key", False, f"{path} is no P-384 key; {make}")]
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        return [Finding("key", False, f"{path} can be read by others: chmod 600 {path}")]
+        signing_key(path)
+    except ConfigError as fault:
+        return [Finding("key", False, str(fault))]
     return [Finding("key", True, "P-384, readable by its owner alone")]
 
 

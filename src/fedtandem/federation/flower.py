@@ -72,8 +72,11 @@ class FlowerCarrier:
             self._emit("connected", parties=self._here)
         return found
 
-    def gather(self, quorum: int, deadline_s: float) -> None:
+    def gather(self, quorum: int, deadline_s: float, again: str = "go on with --resume") -> None:
         """Wait until all clients are connected, or the deadline.
+
+        Args:
+            again: how the user takes it up after a fault.
 
         Raises:
             QuorumError: fewer than `quorum` came; names those missing.
@@ -90,8 +93,8 @@ class FlowerCarrier:
         if len(here) < quorum:
             raise QuorumError(
                 f"{len(here)} of {len(self._members)} clients are connected after {deadline_s:.0f} s but {quorum} are "
-                f"needed. Missing: {', '.join(missing)}. Start their SuperNodes (with the registered keys) and go on "
-                "with --resume."
+                f"needed. Missing: {', '.join(missing)}. Start their SuperNodes (with the registered keys) and "
+                f"{again}."
             )
 
     def ask(self, requests: Mapping[str, Envelope], *, deadline_s: float) -> Answers:

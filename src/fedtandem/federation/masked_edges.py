@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedtandem.algorithms.threshold_parties import NOBODY, ThresholdClient
 from fedtandem.errors import ConfigError, InvalidMessage
 from fedtandem.exchange.calibration import N_BINS, N_COUNTS, N_SUMS, CalibrationReply, CalibrationRequest
-from fedtandem.exchange.carrier import Carrier, Envelope
+from fedtandem.exchange.carrier import Absence, Carrier, Envelope
 from fedtandem.exchange.masking import MaskedReply, MaskingRequest, Offer, OfferReply
 from fedtandem.exchange.reading import Expected
 from fedtandem.federation.masking import Attempt, Encoding, Masker, Words, check_offer, masked_sum
@@ -64,18 +65,23 @@ class MaskedClient:
         return reply
 
     def _mask(self, attempt: Attempt, job: CalibrationRequest, offers: Sequence[Offer]) -> Words:
-        """What is asked for as one masked vector, 0 where this job has none."""
+        """What is asked for as one masked vector."""
         if self._masker is None or self._masker.attempt != attempt:
             raise InvalidMessage(
                 f"{self.client.name}, round {attempt.round}: no key was offered for attempt {attempt.attempt} of run "
                 f"{attempt.run!r}. Ask for one first."
             )
-        reply = CalibrationReply.from_envelope(self.client.handle(job.to_envelope()))
-        parts = []
-        for name, size in SHAPES.items():
-            values = np.asarray(getattr(reply, name), dtype=np.float64).reshape(-1)
-            parts.append(values if len(values) else np.zeros(size))
-        return self._masker.mask(np.concatenate(parts), STATISTICS, offers)
+        return self._masker.mask(statistics(self.client, job), STATISTICS, offers)
+
+
+def statistics(client: ThresholdClient, job: CalibrationRequest) -> npt.NDArray[np.float64]:
+    """What a client would answer, as one vector to be masked, 0 where this job has none; (N_WORDS,)."""
+    reply = CalibrationReply.from_envelope(client.handle(job.to_envelope()))
+    parts = []
+    for name, size in SHAPES.items():
+        values = np.asarray(getattr(reply, name), dtype=np.float64).reshape(-1)
+        parts.append(values if len(values) else np.zeros(size))
+    return np.concatenate(parts)
 
 
 class MaskedEdge:
@@ -89,12 +95,19 @@ class MaskedEdge:
         known: their registered keys, by name.
         run: names the calibration, for the keys.
         deadline_s: for each of their replies.
+        members: its clients, connected or not; empty: those that the carrier reaches.
+        absent: told (client, round, why) of everyone who gives no valid reply.
     """
 
-    def __init__(self, name: str, clients: Carrier, known: Known, run: str, deadline_s: float = 60.0) -> None:
+    def __init__(
+        self, name: str, clients: Carrier, known: Known, run: str, deadline_s: float = 60.0,
+        members: Sequence[str] = (), absent: Callable[[str, int, Absence], None] = lambda *_: None,
+    ) -> None:  # fmt: skip
         self.name, self._clients, self._known, self._run = name, clients, known, run
-        self._deadline_s = deadline_s
+        self._deadline_s, self._members, self._absent = deadline_s, tuple(members), absent
         self._models: tuple[str, str] = ("", "")
+        self.summed: tuple[str, ...] = ()
+        """Whose numbers the last sum held."""
 
     def handle(self, envelope: Envelope) -> Envelope:
         """Pass a request on and answer with the sums; who does not answer is left out of them.
@@ -109,8 +122,8 @@ class MaskedEdge:
                 "a client's own gradient step is no sum to be masked; use --learn histogram or line."
             )
         own = replace(request, names=(), tau=request.tau[:1])
-        names = [party.name for party in self._clients.parties()]
-        total, _, _ = masked_sum(
+        names = self._members or [party.name for party in self._clients.parties()]
+        total, self.summed, _ = masked_sum(
             self._run, request.round, names, self._offers,
             lambda attempt, offers: self._masked(attempt, offers, own), STATISTICS,
         )  # fmt: skip
@@ -154,12 +167,14 @@ class MaskedEdge:
     ) -> dict[str, Decoded]:
         """The valid replies; whoever has none is absent, and the masks are made anew without it."""
         answers = self._clients.ask(dict.fromkeys(names, request.to_envelope()), deadline_s=self._deadline_s)
-        found = {}
+        found, missing = {}, dict(answers.absences)
         for name, envelope in sorted(answers.replies.items()):
             try:
                 found[name] = decode(name, envelope)
-            except InvalidMessage:
-                continue
+            except InvalidMessage as error:
+                missing[name] = Absence("invalid", str(error))
+        for name, absence in sorted(missing.items()):
+            self._absent(name, request.round, absence)
         return found
 
 

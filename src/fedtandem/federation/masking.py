@@ -98,6 +98,7 @@ class Masker:
         attempt: which try.
         signing: its registered P-384 key.
         known: registered public keys of all clients, by name; who is not there is not believed.
+        secret: its X25519 private key of this attempt, 32 bytes, where it was drawn before; None draws one.
     """
 
     def __init__(
@@ -106,13 +107,16 @@ class Masker:
         attempt: Attempt,
         signing: "EllipticCurvePrivateKey",
         known: Mapping[str, "EllipticCurvePublicKey"],
+        secret: bytes | None = None,
     ) -> None:
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
         self.name, self.attempt, self._known = name, attempt, known
-        self._secret = X25519PrivateKey.generate()
+        self._secret = (
+            X25519PrivateKey.generate() if secret is None else X25519PrivateKey.from_private_bytes(secret)
+        )
         public = self._secret.public_key().public_bytes_raw()
         signature = signing.sign(attempt.context(name.encode(), public), ec.ECDSA(hashes.SHA384()))
         self.offer = Offer(name, public, signature)
@@ -151,7 +155,9 @@ class Masker:
                 f"{self.name}: {len(set(names))} clients would be summed ({', '.join(sorted(set(names)))}); masked "
                 f"sums need at least {MIN_CLIENTS}. Nothing was sent."
             )
-        if len(set(names)) < len(names) or self.offer not in offers:
+        # Its own offer may carry an earlier signature of the same key, which is checked below like the others'.
+        own = [offer.public_key for offer in offers if offer.name == self.name]
+        if len(set(names)) < len(names) or own != [self.offer.public_key]:
             raise InvalidMessage(
                 f"{self.name}: the list of keys names a client twice, or not this one as it is."
             )
@@ -186,7 +192,10 @@ def check_offer(offer: Offer, attempt: Attempt, known: Mapping[str, "EllipticCur
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if offer.name not in known:
-        raise InvalidMessage(f"{offer.name!r} offers a key for masks but is not registered.")
+        raise InvalidMessage(
+            f"{offer.name!r} offers a key for masks but is not registered: its NAME.pub is not among the keys that are "
+            "known here."
+        )
     try:
         known[offer.name].verify(
             offer.signature, attempt.context(offer.name.encode(), offer.public_key), ec.ECDSA(hashes.SHA384())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -9,13 +10,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedtandem.config import RunConfig, load_resolved
 from fedtandem.errors import ConfigError, FedtandemError
+from fedtandem.federation.alone import alone
+from fedtandem.federation.calibrate_sites import SitesRequest, calibrate_sites
+from fedtandem.federation.calibration_result import CalibrationResult
 from fedtandem.federation.client_app import VirtualSites, make_client_app
 from fedtandem.federation.flower import FlowerCarrier
 from fedtandem.federation.flower_names import Keys, Names, SelfNamed
 from fedtandem.federation.plan import plan_of
-from fedtandem.federation.remote import Count, Emit, Remote
+from fedtandem.federation.registered_keys import public_keys
+from fedtandem.federation.remote import Count, Emit, Remote, new_experiment
 from fedtandem.federation.runs import run_methods
 from fedtandem.federation.site import Order
+from fedtandem.federation.site_calibration import CALIBRATE, Plan
 from fedtandem.federation.submission import (
     Submission,
     fault_of,
@@ -39,17 +45,20 @@ def make_server_app() -> ServerApp:
 
 
 def serve(grid: Grid, folder: Path, submission: Submission) -> None:
-    """Run what was submitted, and leave a true end in the folder whatever happens.
+    """Do what was submitted, and leave a true end in the folder whatever happens.
 
     Raises:
-        FedtandemError: as `run_methods`; it is written into the folder first.
+        FedtandemError: as `run_methods` or `calibrate_sites`; it is written into the folder first.
     """
-    config = load_resolved(submission.config)
     try:
-        run_methods(
-            config, config.methods, folder, resume=submission.resume,
-            remote=remote(grid, config, submission.carrier, submission.keys),
-        )  # fmt: skip
+        if submission.task == "calibrate":
+            calibrate(grid, SitesRequest.from_json(submission.config), folder, submission.keys)
+        else:
+            config = load_resolved(submission.config)
+            run_methods(
+                config, config.methods, folder, resume=submission.resume,
+                remote=remote(grid, config, submission.carrier, submission.keys),
+            )  # fmt: skip
     except BaseException as fault:
         code = fault.exit_code if isinstance(fault, FedtandemError) else 1
         said = str(fault) if isinstance(fault, FedtandemError) else f"{type(fault).__name__}: {fault}"
@@ -77,6 +86,34 @@ def remote(grid: Grid, config: RunConfig, carrier: str, keys: Path | None) -> Re
         return found
 
     return Remote(carrier, connect)
+
+
+def calibrate(grid: Grid, asked: SitesRequest, folder: Path, keys: Path | None) -> CalibrationResult:
+    """Learn thresholds from the sites behind a grid.
+
+    Args:
+        keys: the folder of the clients' public keys; None: clients say themselves who they are.
+
+    Raises:
+        FedtandemError: as `calibrate_sites`; another process works in the folder.
+    """
+    names: Names = SelfNamed() if keys is None else Keys(keys, asked.members)
+    known = None
+    if asked.request.masked:
+        if keys is None:
+            raise ConfigError("--masked needs --keys: masks are agreed on under the sites' registered keys.")
+        known = public_keys(keys, asked.members)
+    experiment = new_experiment(CALIBRATE)
+
+    def connect(plan: Plan, members: Sequence[str], count: Count, emit: Emit) -> FlowerCarrier:
+        order = Order("", experiment, CALIBRATE, untouched=False, plan=plan.to_json())
+        found = FlowerCarrier(grid, names, members, order, count, emit)
+        if not plan.measure:  # the first word to the sites
+            found.gather(asked.min_clients, asked.deadline_s, "start again")
+        return found
+
+    with alone(folder):
+        return calibrate_sites(asked, connect, folder, experiment, known)
 
 
 def simulate(config: RunConfig, folder: Path, *, count: int, resume: bool) -> None:

@@ -34,6 +34,7 @@ from fedtandem.federation.methods import method_named
 from fedtandem.federation.plan import run_at_site
 from fedtandem.federation.privacy_ledger import Vault
 from fedtandem.federation.runs import save_adapter
+from fedtandem.federation.site_calibration import CALIBRATE, Plan, answer_calibration
 from fedtandem.federation.store import RoundStore
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -46,9 +47,9 @@ class Order:
     Attributes:
         party: whom it is for; for a reply: who answers.
         experiment: the run's own name, under which a site keeps its states.
-        method: of `METHODS`.
+        method: of `METHODS`, or `CALIBRATE`.
         untouched: whether this method measures the untouched models.
-        plan: the rules of the run (`plan_of`), JSON.
+        plan: the rules of the run (`plan_of`), or what a calibration asks (`Plan`), JSON.
     """
 
     party: str
@@ -118,10 +119,15 @@ class Site:
             if not SAFE_NAME.fullmatch(text):
                 raise InvalidMessage(f"{what} is {text!r}; expected letters, digits, - and _.")
         envelope = Envelope.from_bytes(data, party="the server")
-        config = run_at_site(_plan(order), self.config)
-        method = method_named(order.method)
-        check_plan(self.config, config, method)
         folder = self.config.home / "runs" / order.experiment / order.method
+        if order.method == CALIBRATE:
+            reply = answer_calibration(
+                self.config, Plan.read(_plan(order)), order.experiment, envelope, folder
+            )
+            self._log(order, reply, [])
+            return Answer(reply.to_bytes())
+        config = run_at_site(_plan(order), self.config)
+        check_plan(self.config, config, method_named(order.method))
         reply, events = self._reply(order, config, envelope, folder)
         if "measurements" not in self.config.allow.send:
             events = []

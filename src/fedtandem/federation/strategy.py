@@ -32,6 +32,8 @@ class RoundPolicy:
     seed: int = 0
     members: tuple[str, ...] = ()
     """All clients of the run, connected or not; empty: those that the carrier reaches."""
+    again: str = "go on with --resume"
+    """How the user takes it up after a fault, for messages."""
 
 
 class Strategy:
@@ -136,7 +138,7 @@ class Strategy:
         wanted = "all" if need == "willing" else quorum
         raise QuorumError(
             f"round {round_number}: {len(replies)} of {len(requests)} clients gave a valid reply but {wanted} are "
-            f"needed. Missing: {told}. Bring them back and go on with --resume, or lower federation.min_clients."
+            f"needed. Missing: {told}. Bring them back and {self.policy.again}, or lower federation.min_clients."
         )
 
     def _check_budgets(

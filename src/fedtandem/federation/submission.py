@@ -5,12 +5,13 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedtandem.atomic import write_text
 from fedtandem.config import RunConfig, with_overrides
 from fedtandem.data.load import load_samples
 from fedtandem.errors import ConfigError, FedtandemError, error_classes
+from fedtandem.federation.calibrate_sites import SitesRequest
 from fedtandem.federation.estimate import knowledge_bytes
 
 ONE_PHASE_BYTES = 4 * 2**20
@@ -26,10 +27,11 @@ class Submission:
 
     Attributes:
         id: of this submission; a resumed run has another.
-        config: as `RunConfig.resolved`.
+        config: as `RunConfig.resolved`; of a calibration, as `SitesRequest.to_json`.
         resume: go on with what the folder holds.
         carrier: what the record calls the engine.
         keys: the folder of the clients' public keys; None: clients say themselves who they are.
+        task: what kind of work it is.
     """
 
     id: str
@@ -37,15 +39,23 @@ class Submission:
     resume: bool
     carrier: str
     keys: Path | None
+    task: Literal["run", "calibrate"] = "run"
+
+    @property
+    def again(self) -> str:
+        """How the user takes it up after a fault, for messages."""
+        return "go on with --resume" if self.task == "run" else "start again"
 
 
 def write_submission(
-    folder: Path, config: RunConfig, *, resume: bool, carrier: str, keys: Path | None
+    folder: Path, config: RunConfig | SitesRequest, *, resume: bool, carrier: str, keys: Path | None
 ) -> Submission:
     """Put a submission into the run folder."""
-    submission = Submission(secrets.token_hex(8), config.resolved(), resume, carrier, keys)
-    told = {**vars(submission), "keys": None if keys is None else str(keys.resolve())}
-    write_text(folder / "submission.json", json.dumps(told, indent=1))
+    task: Literal["run", "calibrate"] = "run" if isinstance(config, RunConfig) else "calibrate"
+    told = config.resolved() if isinstance(config, RunConfig) else config.to_json()
+    submission = Submission(secrets.token_hex(8), told, resume, carrier, keys, task)
+    written = {**vars(submission), "keys": None if keys is None else str(keys.resolve())}
+    write_text(folder / "submission.json", json.dumps(written, indent=1))
     return submission
 
 
@@ -58,8 +68,8 @@ def read_submission(folder: Path) -> Submission:
     path = folder / "submission.json"
     if not path.is_file():
         raise ConfigError(
-            f"there is no run folder {folder} on this machine. Start `fedtandem run` where the SuperLink runs: its "
-            "server process works in that folder."
+            f"there is no run folder {folder} on this machine. Start `fedtandem run` (or `calibrate`) where the "
+            "SuperLink runs: its server process works in that folder."
         )
     told = json.loads(path.read_text())
     return Submission(**{**told, "keys": None if told["keys"] is None else Path(told["keys"])})

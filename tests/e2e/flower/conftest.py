@@ -99,6 +99,12 @@ class InProcessGrid(Grid):
         raise NotImplementedError
 
 
+@pytest.fixture
+def make_grid() -> type[InProcessGrid]:
+    """For tests that need no run: `make_grid(site_of, count)`."""
+    return InProcessGrid
+
+
 @dataclass
 class Federation:
     """A run of the real apps over an in-process grid."""

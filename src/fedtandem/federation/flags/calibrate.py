@@ -2,11 +2,25 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedtandem.errors import ConfigError
+from fedtandem.federation.flags.carrier import add_connection, check_names
+
+if TYPE_CHECKING:
+    from fedtandem.federation.calibrate import CalibrateRequest
+    from fedtandem.federation.calibrate_sites import SitesRequest
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    parser.add_argument("trace", type=Path, help="recorded decisions (.parquet)")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        help="recorded decisions (.parquet); with --connection the server's run.toml, for its clients and [federation] "
+        "(left out: every site in --keys)",
+    )
     parser.add_argument("--budget", metavar="SHARE", help="at most this share of calls, e.g. 10%%")
     parser.add_argument("--max-loss", type=float, metavar="POINTS", help="lose at most so many points")
     parser.add_argument("--price", type=float, metavar="λ", help="a call's price over an error's, e.g. 0.05")
@@ -33,9 +47,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masked",
         action="store_true",
-        help="experimental: edges see sums of at least 3 clients, no single one's",
+        help="experimental: edges (with --connection: the server) see sums of at least 3 clients, no single one's",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    sites = parser.add_argument_group("across sites", "each site counts its own decisions (docs/sites.md)")
+    add_connection(sites)
+    sites.add_argument(
+        "--min-clients", type=int, metavar="N", help="sites that must answer, in place of the file's"
+    )
+    sites.add_argument(
+        "--deadline", type=float, metavar="SECONDS", help="for each answer, in place of the file's"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON for machines")
 
 
@@ -43,8 +65,14 @@ def call(arguments: argparse.Namespace) -> int:
     """Do it; the exit code."""
     from fedtandem.federation.calibrate import CalibrateRequest, calibrate_command
 
+    across = [
+        f"--{name}" for name in ("keys", "insecure", "min_clients", "deadline") if getattr(arguments, name)
+    ]
+    if arguments.connection is None and across:
+        told = ", ".join(across).replace("_", "-")
+        raise ConfigError(f"{told}: is for sites; give --connection NAME (a SuperLink) too, or leave it out.")
     request = CalibrateRequest(
-        trace=arguments.trace,
+        trace=arguments.file if arguments.connection is None else None,
         output=arguments.output,
         budget=arguments.budget,
         max_loss=arguments.max_loss,
@@ -60,5 +88,53 @@ def call(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         masked=arguments.masked,
     )
-    print(calibrate_command(request, json_output=arguments.json))
+    if arguments.connection is None:
+        print(calibrate_command(request, json_output=arguments.json))
+    else:
+        print(_across_sites(request, arguments))
     return 0
+
+
+def _across_sites(request: "CalibrateRequest", arguments: argparse.Namespace) -> str:
+    from fedtandem.federation.calibrate_sites import check_request
+    from fedtandem.federation.deployed import calibrate_deployed
+    from fedtandem.federation.progress import Watch
+
+    check_names(arguments)
+    check_request(request)
+    if request.masked and arguments.keys is None:
+        raise ConfigError("--masked needs --keys DIR: masks are agreed on under the sites' registered keys.")
+    asked = _asked(request, arguments)
+    folder = request.output.with_name(f"{request.output.stem}-calibration")
+    with Watch(quiet=arguments.json) as watch:
+        done = calibrate_deployed(
+            asked, folder, connection=arguments.connection, keys=arguments.keys, watch=watch
+        )
+    return done.put(request.output, json_output=arguments.json)
+
+
+def _asked(request: "CalibrateRequest", arguments: argparse.Namespace) -> "SitesRequest":
+    """Who is asked: the clients of the server's file, or whose keys are there; when it is enough."""
+    from fedtandem.config import load_config
+    from fedtandem.config.federation import FederationConfig
+    from fedtandem.federation.calibrate_sites import SitesRequest
+    from fedtandem.federation.deployed import require_flower
+
+    federation = FederationConfig()
+    if arguments.file is not None:
+        config = load_config(arguments.file)
+        federation, members = config.federation, [client.name for client in config.clients]
+    elif arguments.keys is not None:
+        require_flower()
+        from fedtandem.federation.registered_keys import names_in
+
+        members = names_in(arguments.keys)
+    else:
+        raise ConfigError(
+            "--insecure: nobody says whom to ask. Name the server's run.toml: fedtandem calibrate run.toml "
+            "--connection NAME --insecure ..."
+        )
+    return SitesRequest(
+        request, tuple(sorted(members)), arguments.min_clients or federation.min_clients,
+        arguments.deadline or federation.deadline_s, federation.on_short,
+    )  # fmt: skip

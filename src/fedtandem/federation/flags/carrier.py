@@ -19,15 +19,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=["local", "flower"],
         help="clients in this process, or at their sites through Flower",
     )
+    add_connection(parser)
+    parser.add_argument(
+        "--simulate", type=int, metavar="N", help="flower: N virtual clients on this machine (needs Ray)"
+    )
+
+
+def add_connection(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that say where clients are, and who is who."""
     parser.add_argument("--connection", metavar="NAME", help="flower: a SuperLink of $FLWR_HOME/config.toml")
     parser.add_argument(
         "--keys", type=Path, metavar="DIR", help="flower: the clients' registered keys, NAME.pub"
     )
     parser.add_argument(
         "--insecure", action="store_true", help="flower, loopback only: clients say themselves who they are"
-    )
-    parser.add_argument(
-        "--simulate", type=int, metavar="N", help="flower: N virtual clients on this machine (needs Ray)"
     )
 
 
@@ -57,12 +62,21 @@ def engine(config: "RunConfig", arguments: argparse.Namespace) -> "Engine":
         return _simulated(arguments)
     if arguments.connection is None:
         raise ConfigError("--carrier flower needs --connection NAME (a SuperLink), or --simulate N.")
+    check_names(arguments)
+    return _deployed(arguments)
+
+
+def check_names(arguments: argparse.Namespace) -> None:
+    """Refuse a connection on which nobody knows who is who.
+
+    Raises:
+        ConfigError: neither keys nor --insecure, or both.
+    """
     if (arguments.keys is None) != arguments.insecure:
         raise ConfigError(
             "--connection needs --keys DIR, the clients' public keys that names are bound to (`fedtandem deploy` "
             "writes them), or, on loopback, --insecure in its place: clients then say themselves who they are."
         )
-    return _deployed(arguments)
 
 
 def _simulated(arguments: argparse.Namespace) -> "Engine":
