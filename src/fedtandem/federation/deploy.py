@@ -1,5 +1,6 @@
 """`fedtandem deploy`: one folder for the server and one per site, with everything an operator starts them with."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ def deploy(config: RunConfig, output: Path, place: Place) -> list[Path]:
         _server(folder / "server", config, place, authority)
         for at, client in enumerate(config.clients):
             _site(folder, config, client.name, place, authority, place.node_port + at)
+        for client in config.clients:  # masks are agreed on under keys that each site knows for itself
+            shutil.copytree(folder / "server" / "keys", folder / "sites" / client.name / "keys")
         names = [client.name for client in config.clients]
         _write(folder / "loopback.sh", texts.loopback(names, place), mode=0o755)
         _write(folder / "compose.yaml", texts.compose(names, place))
@@ -101,7 +104,13 @@ def site_text(site: SiteConfig) -> str:
         site.model_dump(mode="json", exclude_defaults=True, exclude={"allow", "folder", "data"})
     )
     top = {key: plain.pop(key) for key in list(plain) if not isinstance(plain[key], dict | list)}
-    return texts.SITE_HEAD + tomli_w.dumps(top) + texts.allow(site.allow) + tomli_w.dumps(plain)
+    return (
+        texts.SITE_HEAD
+        + tomli_w.dumps(top)
+        + texts.allow(site.allow)
+        + texts.CALIBRATION
+        + tomli_w.dumps(plain)
+    )
 
 
 def _certificate(folder: Path, authority: Any, hosts: list[str]) -> None:

@@ -15,6 +15,14 @@ SITE_HEAD = """# What this client is, and what it allows. No server can widen it
 # Relative paths belong to this file. States, replies and the audit log go to ./state (key: folder).
 """
 
+CALIBRATION = """# Thresholds (fedtandem calibrate): allow counts or masked_counts above, and say what is counted. Where there are
+# several edges, this site's stands beside `name` (edge = "north").
+# [calibration]
+# trace = "calibration.parquet"  # this site's decisions, recorded with `fedtandem trace`
+# keys = "keys"                  # for --masked: NAME.pub of the other sites, as they sent them
+
+"""
+
 
 def allow(law: AllowConfig) -> str:
     """The section [allow], its keys explained."""
@@ -24,7 +32,7 @@ def allow(law: AllowConfig) -> str:
 [allow]
 # May leave: card (vocabulary, sizes), scores, rows (sparse next-token distributions), texts (written for public
 # prompts), requests (items to be taught), weights, measurements (means on [[tests]] and times); for thresholds
-# (fedtandem calibrate, [calibration] below) counts (decisions by uncertainty), masked_counts (sums of sites alone).
+# (fedtandem calibrate) counts (decisions by uncertainty), masked_counts (the same, of which only sums can be read).
 send = [{send}]
 max_bytes_per_round = {law.max_bytes_per_round}
 max_rounds = {law.max_rounds}
@@ -163,6 +171,7 @@ def loopback(names: Sequence[str], place: "Place") -> str:
 # The whole federation on this machine: SuperLink, keys, {len(names)} SuperNodes, the run. Ends what it started.
 #   ./loopback.sh               a new run, in server/run
 #   ./loopback.sh --resume      go on with it after a fault
+#   ./loopback.sh calibrate --budget 10%     thresholds in place of the run, in server/policy.json
 set -eu
 cd "$(dirname "$0")"
 here=$(pwd)
@@ -198,7 +207,12 @@ WAIT
 server/register.sh > logs/register.log 2>&1 || {{ cat logs/register.log; exit 5; }}
 for name in {" ".join(names)}; do start "$name" "sites/$name/supernode.sh"; done
 cd server
-python -m fedtandem run run.toml --connection {place.connection} --keys keys --output run "$@"
+if [ "${{1:-}}" = calibrate ]; then
+  shift
+  python -m fedtandem calibrate run.toml --connection {place.connection} --keys keys "$@"
+else
+  python -m fedtandem run run.toml --connection {place.connection} --keys keys --output run "$@"
+fi
 """
 
 
@@ -223,5 +237,8 @@ Try it on this machine first: `./loopback.sh`.
 6. Each site: `./supernode.sh` (or `supernode.service`).
 7. Server: `cd server && . ./env.sh && fedtandem run run.toml --connection {place.connection} --keys keys --output run`.
    After any fault: the same with `--resume`.
-8. Each site: `fedtandem inspect state/audit.jsonl` shows all that left it. Its tuned model lies under `state/runs/`.
+8. Thresholds: the same command with `calibrate run.toml ... --budget 10%` in place of `run ... --output run`, once the
+   sites allow it and have recorded decisions (`[calibration]` in `site.toml`). For `--masked` each site's `keys/` holds
+   the public keys of the others, as these sent them: not the copies that came with this folder.
+9. Each site: `fedtandem inspect state/audit.jsonl` shows all that left it. Its tuned model lies under `state/runs/`.
 """

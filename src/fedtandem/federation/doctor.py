@@ -18,7 +18,9 @@ from fedtandem.config import RunConfig, load_resolved
 from fedtandem.config.site import SiteConfig, load_site
 from fedtandem.data.load import load_samples
 from fedtandem.data.public import public_hash
+from fedtandem.data.traces import read_trace
 from fedtandem.errors import ConfigError, FedtandemError
+from fedtandem.evaluation.scored_trace import feedbacks_of, measures_of
 from fedtandem.federation.audit import NAME, read_audit
 from fedtandem.federation.preflight import PartyCheck, check
 from fedtandem.federation.privacy_ledger import PrivacyLedger
@@ -78,6 +80,7 @@ def doctor(visit: Visit) -> list[Finding]:
     found += _guarded("model and data", lambda: _model(site))
     found += _guarded("folder", lambda: _folder(site))
     found += _guarded("privacy", lambda: _privacy(site))
+    found += _guarded("recorded decisions", lambda: _calibration(site))
     found += _key(visit.key or beside / "key", asked=visit.key is not None)
     if visit.superlink is not None:
         found += _superlink(visit.superlink, visit.ca or beside / "certificates" / "ca.pem")
@@ -140,6 +143,33 @@ def _privacy(site: SiteConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("privacy", True, f"{text}; the budget is {dp.target_epsilon or 'not bounded'}")
+
+
+def _calibration(site: SiteConfig) -> Iterator[Finding]:
+    """What thresholds would be learnt from; nothing where the site has no trace."""
+    if site.calibration is None:
+        return
+    trace = read_trace(Path(site.calibration.trace))
+    others = sorted({str(name) for name in trace.client} - {site.name})
+    text = f"{len(trace):,}, uncertainty {', '.join(measures_of(trace))}, feedback {', '.join(feedbacks_of(trace))}"
+    if others:
+        named = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        text += f"; they name {named}, and count as {site.name}'s all the same"
+    yield Finding("recorded decisions", True, text)
+    allowed = [word for word in ("counts", "masked_counts") if word in site.allow.send]
+    if not allowed:
+        yield Finding(
+            "recorded decisions",
+            False,
+            "allow.send has neither counts nor masked_counts: nobody may ask about them",
+        )
+    if "masked_counts" in allowed and importlib.util.find_spec("cryptography") is not None:
+        from fedtandem.federation.registered_keys import public_keys
+
+        known = sorted(public_keys(Path(site.calibration.keys)).keys() - {site.name})
+        yield Finding(
+            "keys of other sites", len(known) >= 2, f"{', '.join(known) or 'none'}; a masked sum needs two"
+        )
 
 
 def _model(site: SiteConfig) -> Iterator[Finding]:

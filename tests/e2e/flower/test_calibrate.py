@@ -29,10 +29,12 @@ from fedtandem.federation.calibrate_sites import SitesRequest, check_request
 from fedtandem.federation.calibration_result import CalibrationResult
 from fedtandem.federation.certificates import site_key
 from fedtandem.federation.client_app import site_of_node
+from fedtandem.federation.deploy import Place, deploy
+from fedtandem.federation.doctor import Visit, doctor
 from fedtandem.federation.events import read_events
 from fedtandem.federation.flower_names import read_public_key
 from fedtandem.federation.masked_edges import STATISTICS
-from fedtandem.federation.registered_keys import signing_key
+from fedtandem.federation.registered_keys import public_keys, signing_key
 from fedtandem.federation.server_app import calibrate as calibrate_at_grid
 from fedtandem.federation.server_app import serve
 from fedtandem.federation.site import Order, Site
@@ -489,3 +491,35 @@ def test_a_site_believes_the_keys_its_own_operator_has(together: Lab) -> None:
 def test_gradient_steps_are_no_sums() -> None:
     with pytest.raises(ConfigError, match="no sum to be masked"):
         check_request(ask(masked=True, learn="gradient"))
+
+
+def test_a_deployed_site_takes_part_once_its_owner_uncomments_it(
+    tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    deploy(tiny(), tmp_path / "lab", Place())
+    own = tmp_path / "lab" / "sites" / "clinic-a"
+    file = own / "site.toml"
+    assert load_site(file).calibration is None
+    text = (
+        file.read_text()
+        .replace("# [calibration]\n# trace", "[calibration]\ntrace")
+        .replace("# keys =", "keys =")
+    )
+    file.write_text(text.replace('"measurements"]', '"measurements", "masked_counts"]'))
+    write_trace(own / "calibration.parquet", recorded("clinic-b"))
+    found = [
+        (one.ok, one.text) for one in doctor(Visit(file)) if "decisions" in one.what or "sites" in one.what
+    ]
+    assert found == [
+        (
+            True,
+            "300, uncertainty expected, entropy, margin, max_prob, feedback probabilities, agreement; they name "
+            "clinic-b, and count as clinic-a's all the same",
+        ),
+        (False, "clinic-b; a masked sum needs two"),
+    ]
+    site = load_site(file)
+    assert site.calibration is not None
+    assert signing_key(Path(site.calibration.key)).public_key().public_numbers() == (
+        public_keys(Path(site.calibration.keys))["clinic-a"].public_numbers()
+    )
