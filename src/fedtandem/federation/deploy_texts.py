@@ -15,8 +15,8 @@ SITE_HEAD = """# What this client is, and what it allows. No server can widen it
 # Relative paths belong to this file. States, replies and the audit log go to ./state (key: folder).
 """
 
-CALIBRATION = """# Thresholds (fedtandem calibrate): allow counts or masked_counts above, and say what is counted. Where there are
-# several edges, this site's stands beside `name` (edge = "north").
+CALIBRATION = """# Thresholds (fedtandem calibrate): allow counts or masked_counts above, and say what is counted.
+# Where there are several edges, this site's stands beside `name` (edge = "north").
 # [calibration]
 # trace = "calibration.parquet"  # this site's decisions, recorded with `fedtandem trace`
 # keys = "keys"                  # for --masked: NAME.pub of the other sites, as they sent them
