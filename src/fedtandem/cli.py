@@ -447,7 +447,11 @@ COMMANDS: dict[str, Command] = {
     "align": Command("which tokens of two tokenizers belong together in a text", _align_flags, _align),
     "vocabulary": Command("map one vocabulary to another", _vocabulary_flags, _vocabulary),
     "trace": Command("record what two models decide on your data", trace.add, trace.call),
-    "calibrate": Command("learn from a trace when the SLM should ask", calibrate.add, calibrate.call),
+    "calibrate": Command(
+        "learn from a trace, or from the counts of sites, when the SLM should ask",
+        calibrate.add,
+        calibrate.call,
+    ),
     "route": Command("what a threshold policy would have done on a trace", route.add, route.call),
     "deploy": Command("write what an operator needs to run a config across sites", deploy.add, deploy.call),
     "doctor": Command("check a site before it joins, and say what to mend", doctor.add, doctor.call),

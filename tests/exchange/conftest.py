@@ -1,6 +1,7 @@
 """Small messages of every kind, with all their fields filled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 
 from fedtandem.alignment.card import VocabularyCard
 from fedtandem.alignment.sequence import EndTable
+from fedtandem.exchange.calibration import N_BINS, N_COUNTS, N_SUMS, CalibrationReply, CalibrationRequest
 from fedtandem.exchange.carrier import Envelope
+from fedtandem.exchange.masking import KEY_BYTES, MaskedReply, MaskingRequest, Offer, OfferReply
 from fedtandem.exchange.messages import Card, FetchReply, FetchRequest, Knowledge, WorkReply, WorkRequest
+from fedtandem.exchange.trace_card import TraceCard, TraceCardRequest
 from fedtandem.knowledge.sparse_logits import SparseLogits, sparsify, splits_of
 
 V = 300
@@ -105,9 +109,41 @@ def all_envelopes() -> dict[str, Envelope]:
     }
 
 
+def threshold_envelopes() -> dict[str, Envelope]:
+    """One envelope per message of a calibration."""
+    ask = CalibrationRequest(3, "count", 0.5, 0.25, ("a", "b"), np.array([0.25, 0.5]))
+    counts = np.zeros((2, N_COUNTS, N_BINS))
+    counts[:, :4, 10] = 3, 2, 1, 0.5
+    reply = CalibrationReply(
+        round=3, party="north", names=("a", "b"), models=(("slm", "llm"), ("slm-b", "llm")), tokens=np.array([3, 3]),
+        skipped=np.ones(2), tau=np.array([0.25, 0.5]), labelled=np.array([2, 2]), counts=counts,
+        sums=np.ones((2, N_SUMS)),
+    )  # fmt: skip
+    offers = tuple(Offer(name, bytes(range(KEY_BYTES)), b"signature") for name in "abc")
+    return {
+        "trace_card_request": TraceCardRequest().to_envelope(),
+        "trace_card": TraceCard(
+            "a", "north", ("expected", "margin"), ("agreement",), masked=True
+        ).to_envelope(),
+        "calibration_request": ask.to_envelope(),
+        "calibration_reply": reply.to_envelope(),
+        "key_request": MaskingRequest(3, "run", 1).to_envelope(),
+        "masking_request": MaskingRequest(
+            3, "run", 1, offers, replace(ask, names=(), tau=np.array([0.5]))
+        ).to_envelope(),
+        "offer_reply": OfferReply(3, 1, offers[0], ("slm", "llm")).to_envelope(),
+        "masked_reply": MaskedReply(3, "a", 1, np.arange(9, dtype=np.uint64) << np.uint64(60)).to_envelope(),
+    }
+
+
 @pytest.fixture(scope="session")
 def envelopes() -> dict[str, Envelope]:
     return all_envelopes()
+
+
+@pytest.fixture(scope="session")
+def about_thresholds() -> dict[str, Envelope]:
+    return threshold_envelopes()
 
 
 @pytest.fixture

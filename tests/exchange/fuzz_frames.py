@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from conftest import PUBLIC, V, all_envelopes
+from conftest import PUBLIC, V, all_envelopes, threshold_envelopes
 
 from fedtandem.errors import InvalidMessage
+from fedtandem.exchange.calibration import CalibrationReply, CalibrationRequest
 from fedtandem.exchange.carrier import Envelope
 from fedtandem.exchange.frame import canonical_json, decode_frame
+from fedtandem.exchange.masking import MaskedReply, MaskingRequest, OfferReply
 from fedtandem.exchange.messages import (
     Card,
     Expected,
@@ -39,6 +41,7 @@ from fedtandem.exchange.messages import (
     WorkReply,
     WorkRequest,
 )
+from fedtandem.exchange.trace_card import TraceCard, TraceCardRequest
 from fedtandem.knowledge.sparse_logits import SparseLogits
 
 MEMORY_BYTES = 768 << 20
@@ -55,6 +58,12 @@ READ: dict[str, Callable[..., Any]] = {
     "fetch_request": FetchRequest.from_envelope,
     "fetch_reply": FetchReply.from_envelope,
 }
+THRESHOLDS: dict[str, Any] = {
+    "trace_card_request": TraceCardRequest, "trace_card": TraceCard, "calibration_request": CalibrationRequest,
+    "calibration_reply": CalibrationReply, "key_request": MaskingRequest, "masking_request": MaskingRequest,
+    "offer_reply": OfferReply, "masked_reply": MaskedReply,
+}  # fmt: skip
+READ |= {name: message.from_envelope for name, message in THRESHOLDS.items()}
 WEIRD: list[Any] = [
     None, True, False, -1, 0, 1, 255, 2**31, 2**63, 2**64, -(2**70), 0.0, -0.0, 1e308, 5e-324, "", "x" * 600, "\0", "é",
     "fp16", "u8", "work", "finish", [], {}, [[]], [1, 2], {"a": 1}, [[[[]]]], "b" * 64,
@@ -177,7 +186,16 @@ def rebuild(header: Any, arrays: dict[str, np.ndarray], draw: random.Random) -> 
     else:
         arrays[draw.choice(["new", name + ".x", "adapter.x", "knowledge.rows.peak"])] = array
     order = sorted(arrays, key=lambda n: (-arrays[n].dtype.itemsize, n))
-    kinds = {"u1": "U8", "i4": "I32", "f4": "F32", "f8": "F64", "i8": "I64", "f2": "F16", "b1": "BOOL"}
+    kinds = {
+        "u1": "U8",
+        "i4": "I32",
+        "f4": "F32",
+        "f8": "F64",
+        "i8": "I64",
+        "u8": "U64",
+        "f2": "F16",
+        "b1": "BOOL",
+    }
     table: dict[str, Any] = {}
     data = b""
     for key in order:
@@ -195,7 +213,7 @@ def rebuild(header: Any, arrays: dict[str, np.ndarray], draw: random.Random) -> 
 def bombs() -> list[tuple[str, bytes]]:
     """Small messages that claim, or truly unpack to, a great deal."""
     made: list[tuple[str, bytes]] = []
-    for name, envelope in all_envelopes().items():
+    for name, envelope in (all_envelopes() | threshold_envelopes()).items():
         header, table, data = split(content_of(envelope))
         names = sorted(table)
         for size in (1 << 31, 1 << 40, (1 << 48) - 1, 1 << 63):
@@ -278,7 +296,12 @@ def mutant(envelope: Envelope, draw: random.Random) -> tuple[str, bytes]:
 
 
 def check_accepted(message: Any, envelope: Envelope) -> None:
-    """What was accepted is valid by the plainest reading, and has no second form."""
+    """What was accepted is valid by the plainest reading, and has no second form (of thresholds: one it settles in)."""
+    if type(message) in THRESHOLDS.values():
+        again = message.to_envelope()
+        assert content_of(type(message).from_envelope(again).to_envelope()) == content_of(again)
+        assert again.round == envelope.round
+        return
     again = message.to_envelope(envelope.kind) if isinstance(message, WorkRequest) else message.to_envelope()
     assert content_of(again) == content_of(envelope), "accepted, but encodes to another content"
     assert again.round == envelope.round
@@ -326,7 +349,7 @@ def peak_bytes() -> int:
 
 
 def main(n_mutants: int, seed: int) -> int:
-    originals = all_envelopes()
+    originals = all_envelopes() | threshold_envelopes()
     draw = random.Random(seed)
     heavy = bombs()
     for name, envelope in originals.items():

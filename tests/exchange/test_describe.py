@@ -44,6 +44,34 @@ def test_a_message_is_told_in_plain_words(envelopes: Envelopes, name: str, told:
         assert words in text
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("trace_card_request", ["what thresholds can be learnt from"]),
+        (
+            "trace_card",
+            ["edge north; uncertainty: expected, margin; feedback: agreement", "under masks alone"],
+        ),
+        ("calibration_request", ["count: count decisions", "threshold 0.2500, 0.5000, audit rate 0.5"]),
+        (
+            "calibration_reply",
+            ["b: 3 decisions of slm-b beside llm, 1 kept at its threshold 0.5000", "448 counts"],
+        ),
+        ("key_request", ["for a fresh key, attempt 1"]),
+        ("masking_request", ["attempt 1, summed with a, b, c", "count: count decisions"]),
+        ("offer_reply", ["an X25519 public key for attempt 1, signed"]),
+        ("masked_reply", ["9 numbers under the masks of attempt 1"]),
+    ],
+)
+def test_a_message_about_thresholds_is_told_in_plain_words(
+    about_thresholds: Envelopes, name: str, told: list[str]
+) -> None:
+    text = "\n".join(describe(about_thresholds[name]))
+    assert "REFUSED" not in text
+    for words in told:
+        assert words in text
+
+
 def test_a_message_that_would_be_refused_says_why_and_is_told_all_the_same(envelopes: Envelopes) -> None:
     envelope = envelopes["work_reply"]
     header, arrays = decode_frame(envelope.body)

@@ -203,7 +203,7 @@ def test_messages_come_back_and_nonsense_does_not():
         ({"tau": np.array([np.nan])}, "tau = nan"), ({"tau": np.array([1.5])}, "tau = 1.5"),
         ({"tokens": np.array([-1.0])}, "tokens = -1"), ({"labelled": np.array([1e6])}, "more than tokens"),
         ({"counts": -reply.counts}, "contradictory"), ({"counts": reply.counts[:, :3]}, "counts = 192"),
-        ({"names": ("c00", "c00")}, "a name twice"),
+        ({"names": ("c00", "c00")}, "a name twice"), ({"sums": reply.sums[:, :5]}, "sums = 5"),
     ]:  # fmt: skip
         with pytest.raises(InvalidMessage, match=told):
             CalibrationReply.from_envelope(replace(reply, **bad).to_envelope())

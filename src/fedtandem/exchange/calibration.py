@@ -138,12 +138,10 @@ class CalibrationReply:
             models=tuple(pairs[i] for i in which.tolist()), tokens=tokens,
             skipped=_values(read, "skipped", c, 0.0, 1e12), tau=_values(read, "tau", c, 0.0, 1.0),
             labelled=_values(read, "labelled", c, 0.0, 1e12), counts=_counts(read, c),
-            sums=_values(read, "sums", None, -1e15, 1e15).reshape(-1, N_SUMS),
+            sums=_sums(read, c),
         )  # fmt: skip
         if (reply.skipped > tokens).any() or (reply.labelled > tokens).any():
             raise read.refuse("skipped or labelled", "more than tokens", "at most as many as tokens")
-        if len(reply.sums) not in (0, c):
-            raise read.refuse("sums", len(reply.sums), f"six for each of {c} clients, or none")
         read.finish()
         return reply
 
@@ -168,6 +166,13 @@ def _counts(read: Reader, c: int) -> Floats:
             "counts", "contradictory", "labels not above tokens, and |Σβ| and Σβ² not above labels"
         )
     return counts
+
+
+def _sums(read: Reader, c: int) -> Floats:
+    sums = _values(read, "sums", None, -1e15, 1e15)
+    if len(sums) not in (0, c * N_SUMS):
+        raise read.refuse("sums", len(sums), f"{N_SUMS} for each of {c} clients, or none")
+    return sums.reshape(-1, N_SUMS)
 
 
 def _names(read: Reader, field: str) -> tuple[str, ...]:
