@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import settings as limits
@@ -104,6 +105,15 @@ def test_a_key_that_was_not_signed_for_this_attempt_is_refused() -> None:
             made["a"].mask([1.0], COUNTS, [offers[0], wrong, *offers[2:]])
     with pytest.raises(InvalidMessage, match="twice"):
         made["a"].mask([1.0], COUNTS, [*offers, offers[1]])
+
+
+def test_a_signed_key_of_small_order_is_refused() -> None:
+    """With the point 0 everybody knows the secret; its signature is as good as any."""
+    made, offers = maskers()
+    public = bytes(32)
+    signature = SIGNING["b"].sign(FIRST.context(b"b", public), ec.ECDSA(hashes.SHA384()))
+    with pytest.raises(InvalidMessage, match="b's key for masks is none"):
+        made["a"].mask([1.0], COUNTS, [offers[0], Offer("b", public, signature), *offers[2:]])
 
 
 def test_masks_are_used_once() -> None:

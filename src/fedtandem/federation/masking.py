@@ -175,7 +175,13 @@ class Masker:
         info = self.attempt.context(
             first.name.encode(), first.public_key, second.name.encode(), second.public_key
         )
-        secret = self._secret.exchange(X25519PublicKey.from_public_bytes(other.public_key))
+        try:
+            secret = self._secret.exchange(X25519PublicKey.from_public_bytes(other.public_key))
+        except ValueError as error:  # a point of small order: everybody would know what is agreed on
+            raise InvalidMessage(
+                f"{other.name}'s key for masks is none that a secret can be agreed on with ({error}). Nothing was "
+                "sent; ask what it runs."
+            ) from error
         key = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret)
         stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * n))
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64)

@@ -124,10 +124,12 @@ def ask(**how: Any) -> CalibrateRequest:
     )
 
 
-def one_process(request: CalibrateRequest) -> Any:
+def one_process(request: CalibrateRequest, last: Any = None) -> Any:
     trace = joined([recorded(name) for name in NAMES])
     scored = score_trace(trace, "expected")
-    return calibrate(trace, scored, settings_of(request), measure="expected", masked=request.masked)
+    return calibrate(
+        trace, scored, settings_of(request), measure="expected", last=last, masked=request.masked
+    )
 
 
 # -- plain -------------------------------------------------------------------------------------------------------
@@ -148,6 +150,18 @@ def test_sites_learn_what_one_process_learns_from_all_their_traces(lab: Lab, how
     for name, site in lab.sites.items():
         told = json.loads((site.home / THRESHOLD).read_text())
         assert told["tau"] == pytest.approx(done.policy.clients[name].tau, abs=1e-6)  # float32 on the wire
+
+
+def test_a_calibration_goes_on_from_the_policy_in_force(lab: Lab, tmp_path: Path) -> None:
+    first = one_process(ask(price="0.05")).policy
+    (tmp_path / "first.json").write_text(policy_to_json(first))
+    request = ask(price="0.6", last=tmp_path / "first.json")
+    done = lab.calibrate(request)
+    assert policy_to_json(done.policy) == policy_to_json(one_process(request, first).policy)
+    assert done.policy.overall.tau == pytest.approx(first.overall.tau + 0.1)  # no step is larger
+    (tmp_path / "first.json").write_text(policy_to_json(replace(first, measure="entropy")))
+    with pytest.raises(ConfigError, match="thresholds are on entropy, these are to be on expected"):
+        lab.calibrate(request)
 
 
 def test_what_left_a_site_stands_in_its_log_in_plain_words(lab: Lab) -> None:
