@@ -12,6 +12,8 @@ from fedtandem.inference.threshold import MIN_AUDITS
 
 MUCH_REFUSED = 0.25
 """Share of kept drafts from which on a policy is warned of."""
+MOST_SENT = 0.99
+"""Share of calls from which on nothing is said about the drafts that are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,8 @@ def _in_words(done: CalibrationResult, output: Path) -> str:
     lines += [_scope_line(name, entry) for name, entry in shown]
     if len(shown) < len(ranked):
         lines.append(f"... and {len(ranked) - len(shown)} clients between these, in the file")
-    refused = policy.error / max(1e-9, 1 - policy.share)
+    # Share and error are upper bounds: where next to all is sent, their quotient says nothing of what is kept.
+    refused = policy.error / (1 - policy.share) if policy.share < MOST_SENT else 0.0
     if refused > MUCH_REFUSED:
         lines.append(
             f"WARNING: of the drafts that are kept the LLM would refuse {refused:.0%}. These two models seldom agree "

@@ -178,21 +178,24 @@ here=$(pwd)
 mkdir -p logs
 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL
-pids=""
+pids="" superlink=""
 start() {{ # start NAME COMMAND: in the background, its process id in logs/NAME.pid
   "$2" > "logs/$1.log" 2>&1 &
   echo $! > "logs/$1.pid"
   pids="$! $pids"
 }}
-stop() {{
+stop() {{ # the SuperLink last: who could not take leave of it is refused for a minute
   trap - EXIT INT TERM
-  for pid in $pids; do kill "$pid" 2> /dev/null || true; done
-  for pid in $pids; do wait "$pid" 2> /dev/null || true; done
+  for group in "$pids" "$superlink"; do
+    for pid in $group; do kill "$pid" 2> /dev/null || true; done
+    for pid in $group; do wait "$pid" 2> /dev/null || true; done
+  done
 }}
 trap stop EXIT
 trap 'exit 130' INT TERM
 
 start superlink server/superlink.sh
+superlink=$pids pids=""
 cd server && . ./env.sh && cd "$here"
 python - << 'WAIT'
 import socket, sys, time
