@@ -62,7 +62,7 @@ from fedtandem.models.session_reader import SessionReader
 from fedtandem.serving import tiers
 from fedtandem.serving.admission import Admission
 from fedtandem.serving.keys import Keyring
-from fedtandem.serving.listening import Listening, until
+from fedtandem.serving.listening import Listening, run, until
 from fedtandem.serving.logs import start_logging
 from fedtandem.serving.tiers import Tier, build_cloud, build_device
 
@@ -203,7 +203,7 @@ def serve_here(what: str, upstream: str | None) -> None:
     async def forever() -> None:
         await until(asyncio.Event(), [one])
 
-    asyncio.run(forever())
+    run(forever())
 
 
 def with_null_reader(lm: LanguageModel) -> LanguageModel:
