@@ -69,7 +69,8 @@ from fedtandem.serving.tiers import Tier, build_cloud, build_device
 STREAMS, TOKENS = 50, 64
 PAUSE_S = {1: 0.5, TOKENS: 2.5}
 """Mean pause between two requests of a connection, by tokens of an answer: 100 and 20 requests a second at most."""
-SOAK_PAUSE_S = 10.0
+SOAK_PAUSE_S = 4.5
+"""At most twice that: a connection that says nothing for `limits.header_timeout_s` (10) at its beginning is cut off."""
 PROMPT = "Q 3 + 5 * 2 A"
 MODES = ("local", "fedhlm", "exact")
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -224,7 +224,9 @@ class Asking:
         settings, terms = self._settings, self._terms
         ids = [*row.prompt, *row.written]
         known = told if told == ids[: len(told)] else []
-        more = min(CHUNK - 1, MAX_MORE, row.limit - len(row.written) - 1) if settings.mode == "cloud" else 0
+        more = 0
+        if settings.mode == "cloud" and row.written:  # the first token alone: somebody waits for it
+            more = min(CHUNK - 1, MAX_MORE, row.limit - len(row.written) - 1)
         embedding = EMPTY if self._embed is None or not terms.scope else self._embed(ids)
         return VerifyRequest(
             session=self._session, model=self._model.fingerprint, tokenizer=self._model.tokenizer.card.hash,

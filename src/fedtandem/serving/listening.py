@@ -23,10 +23,6 @@ KEEP_ALIVE_S = 30
 BACKLOG = 1024
 SWITCH_S = 0.0005
 """Of Python's lock between threads."""
-try:
-    from uvloop import new_event_loop
-except ImportError:  # not made for every system
-    from asyncio import new_event_loop
 
 
 class _Server(uvicorn.Server):
@@ -164,8 +160,16 @@ def run(service: Coroutine[Any, Any, None]) -> None:
     it back, and that after every read and write.
     """
     sys.setswitchinterval(SWITCH_S)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(service)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # it is not made for every system
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _until_signalled(
