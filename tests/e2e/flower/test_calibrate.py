@@ -318,6 +318,12 @@ def test_what_is_submitted_is_done_and_its_end_is_told(lab: Lab, tmp_path: Path)
         (["--connection", "lab", "--insecure"], "Name the server's run.toml"),
         (["--connection", "lab", "--insecure", "--masked"], "--masked needs --keys"),
         (["--connection", "lab", "--keys", "nothing"], "nothing holds no public key"),
+        (["--connection", "lab", "--keys", "keys", "--min-clients", "2"], "--min-clients 2; expected 1 to 1"),
+        (
+            ["--connection", "lab", "--keys", "keys", "--deadline", "0"],
+            "--deadline 0; expected seconds above 0",
+        ),
+        (["--connection", "lab", "--keys", "keys"], "FLWR_HOME is not set"),
         (["--connection", "lab", "--keys", "nothing", "--clusters", "2"], "`edge` in its site.toml"),
         (["--connection", "lab", "--keys", "nothing", "--measure", "learned"], "fitted on single decisions"),
     ],
@@ -330,9 +336,12 @@ def test_what_cannot_be_asked_of_sites_is_refused_at_the_door(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLWR_HOME", raising=False)
+    Path("keys").mkdir()
+    Path("keys/clinic-a.pub").touch()
     assert main(["calibrate", "--price", "0.3", *words]) == 2
     assert says in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["keys"]
 
 
 def test_a_sites_file_says_edge_and_trace_and_the_node_may_say_the_edge(tmp_path: Path) -> None:

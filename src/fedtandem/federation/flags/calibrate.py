@@ -65,11 +65,10 @@ def call(arguments: argparse.Namespace) -> int:
     """Do it; the exit code."""
     from fedtandem.federation.calibrate import CalibrateRequest, calibrate_command
 
-    across = [
-        f"--{name}" for name in ("keys", "insecure", "min_clients", "deadline") if getattr(arguments, name)
-    ]
-    if arguments.connection is None and across:
-        told = ", ".join(across).replace("_", "-")
+    for_sites = ("keys", "insecure", "min_clients", "deadline")
+    given = [f"--{name}" for name in for_sites if getattr(arguments, name) not in (None, False)]
+    if arguments.connection is None and given:
+        told = ", ".join(given).replace("_", "-")
         raise ConfigError(f"{told}: is for sites; give --connection NAME (a SuperLink) too, or leave it out.")
     request = CalibrateRequest(
         trace=arguments.file if arguments.connection is None else None,
@@ -134,6 +133,12 @@ def _asked(request: "CalibrateRequest", arguments: argparse.Namespace) -> "Sites
             "--insecure: nobody says whom to ask. Name the server's run.toml: fedtandem calibrate run.toml "
             "--connection NAME --insecure ..."
         )
+    if arguments.min_clients is not None and not 1 <= arguments.min_clients <= len(members):
+        raise ConfigError(
+            f"--min-clients {arguments.min_clients}; expected 1 to {len(members)}, the number of sites that are asked."
+        )
+    if arguments.deadline is not None and not arguments.deadline > 0:
+        raise ConfigError(f"--deadline {arguments.deadline:g}; expected seconds above 0.")
     return SitesRequest(
         request, tuple(sorted(members)), arguments.min_clients or federation.min_clients,
         arguments.deadline or federation.deadline_s, federation.on_short,
