@@ -1,6 +1,7 @@
 """Thresholds across sites: the numbers of one process, each site's own law, nothing told twice, nothing lost."""
 
 import json
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -441,9 +442,15 @@ def test_a_key_for_masks_outlives_the_process_until_it_was_used_once(together: L
         for name in NAMES
     )
     count = MaskingRequest(1, run, 0, offers, job("count", 1)).to_envelope()
+    drawn = secret.read_bytes()
     words = say(count)
     assert words.envelope
     assert not secret.exists()
+    secret.write_bytes(drawn)  # killed after the reply was committed, before the key was deleted
+    assert say(count).envelope == words.envelope
+    assert not secret.exists()
+    secret.write_bytes(drawn)  # killed before: done again, it is the same reply
+    shutil.rmtree(next(site.home.rglob("*-2-sums")))
     assert say(count).envelope == words.envelope
     other = MaskingRequest(1, run, 0, offers, job("count", 1, tau=0.2)).to_envelope()
     assert "another one of it" in say(other).refusal  # other numbers under the same masks would show
