@@ -48,7 +48,7 @@ def _reply(envelope: Envelope) -> list[str]:
     for i, name in enumerate(reply.names[:3]):
         slm, llm = reply.models[i]
         lines.append(
-            f"{name}: {reply.tokens[i]:,.0f} decisions of {slm[:16]} beside {llm[:16]}, {reply.skipped[i]:,.0f} kept "
+            f"{name}: {reply.tokens[i]:,.0f} decisions of {slm[:32]} beside {llm[:32]}, {reply.skipped[i]:,.0f} kept "
             f"at its threshold {reply.tau[i]:.4f}; {reply.labelled[i]:,.0f} with the LLM's word"
         )
     if len(reply.counts):
@@ -71,7 +71,7 @@ def _offer_reply(envelope: Envelope) -> list[str]:
     reply = OfferReply.from_envelope(envelope)
     return [
         f"an X25519 public key for attempt {reply.attempt}, signed by its registered key; models "
-        f"{reply.models[0][:16]} beside {reply.models[1][:16]}"
+        f"{reply.models[0][:32]} beside {reply.models[1][:32]}"
     ]
 
 

@@ -67,10 +67,14 @@ def _as_json(done: CalibrationResult, output: Path) -> str:
 def _in_words(done: CalibrationResult, output: Path) -> str:
     policy, names = done.policy, done.names
     everyone = policy.overall
+    summed = sum(map(len, done.counted.values())) if not policy.clients else 0
+    whom = f"{len(names)} clients in {len(policy.clusters)} clusters"
+    if summed:
+        whom = f"{summed} sites, one for each of {len(names)} edges"
+    where = "these traces" if done.counted else "this trace"
     lines = [
-        f"{output}: {policy.learn} thresholds on {policy.measure} for {len(names)} clients in "
-        f"{len(policy.clusters)} clusters",
-        f"on this trace at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error "
+        f"{output}: {policy.learn} thresholds on {policy.measure} for {whom}",
+        f"on {where} at most {policy.share:.1%} of calls and an estimated {100 * policy.error:.2f} points of error "
         f"let through ({policy.feedback}), at a price of {policy.price:.3f}; `fedtandem route` on another "
         "trace checks it",
         f"{'scope':<22}{'tau':>7}  {'95 % interval':<17}{'audits':>8}{'labelled':>10}{'tokens':>9}  from",
@@ -103,8 +107,8 @@ def _in_words(done: CalibrationResult, output: Path) -> str:
             + ("they may answer" if s["is_proven"] else "not proven, so they only draft")
         )
     for edge, sites in done.counted.items():
-        summed = "" if policy.clients else ", as one sum under masks"
-        lines.append(f"edge {edge}: {', '.join(sites) or 'nobody'}{summed}")
+        how = ", as one sum under masks" if summed else ""
+        lines.append(f"edge {edge}: {', '.join(sites) or 'nobody'}{how}")
     moved = ", ".join(
         f"{level} {done.bytes_up[level]:,} up, {done.bytes_down[level]:,} down" for level in done.bytes_up
     )

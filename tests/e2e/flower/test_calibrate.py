@@ -401,6 +401,9 @@ def test_masked_sites_learn_the_edges_thresholds_and_no_message_holds_one_sites_
     assert done.policy.bounds["beta_upper"] == pytest.approx(plain.bounds["beta_upper"], abs=1e-5)
     assert done.counted == {"all": NAMES}
     assert done.policy.clients == {}
+    said = done.put(together.folder / "out.json", json_output=False)
+    assert "for 4 sites, one for each of 1 edges" in said
+    assert "edge all: clinic-a, clinic-b, clinic-c, clinic-d, as one sum under masks" in said
     for site in together.sites.values():
         own = CalibrationReply.from_envelope(
             Envelope.from_bytes(
