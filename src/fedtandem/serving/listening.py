@@ -58,7 +58,7 @@ class Listening:
         try:
             settings.load()
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
+            raise ConfigError(_no_tls(security, error)) from error
         self.server = _Server(settings)
         self._socket = bound(tier.host, tier.port)
         host = f"[{tier.host}]" if ":" in tier.host else tier.host
@@ -97,7 +97,14 @@ def _load_certificate(context: ssl.SSLContext, security: SecurityConfig) -> None
     try:
         context.load_cert_chain(str(security.certificate), security.private_key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
+        raise ConfigError(_no_tls(security, error)) from error
+
+
+def _no_tls(security: SecurityConfig, error: Exception) -> str:
+    files = ", ".join(
+        file for file in (security.certificate, security.private_key, security.client_ca) if file
+    )
+    return f"security.certificate: TLS cannot be served with {files}: {error}."
 
 
 def bound(host: str, port: int) -> socket.socket:
