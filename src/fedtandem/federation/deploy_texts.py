@@ -97,7 +97,9 @@ set -eu
 cd "$(dirname "$0")"
 . ./env.sh
 mkdir -p "$FLWR_HOME"
-exec flower-supernode --superlink "${{FEDTANDEM_SUPERLINK:-{place.host}:{place.port}}}" --port {own_port} \\
+superlink="${{FEDTANDEM_SUPERLINK:-{place.host}:{place.port}}}"
+echo "if it does not join, this says why: fedtandem doctor $(pwd)/site.toml --superlink $superlink"
+exec flower-supernode --superlink "$superlink" --port {own_port} \\
   --root-certificates certificates/ca.pem --auth-supernode-private-key key \\
   --ssl-certfile certificates/own.pem --ssl-keyfile certificates/own.key --ssl-ca-certfile certificates/ca.pem \\
   --node-config "name=\\"{name}\\" config=\\"$(pwd)/site.toml\\""
@@ -166,7 +168,7 @@ set -eu
 cd "$(dirname "$0")"
 here=$(pwd)
 mkdir -p logs
-FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1
+FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL
 pids=""
 start() {{ # start NAME COMMAND: in the background, its process id in logs/NAME.pid

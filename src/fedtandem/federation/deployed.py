@@ -35,7 +35,7 @@ from fedtandem.federation.submission import (
 
 _LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
-ASK_SUPERLINK_S = 10.0
+ASK_SUPERLINK_S = 30.0
 PATIENCE = 3
 """So often in a row the SuperLink may fail to answer before the run counts as lost."""
 GRACE_S = 10.0

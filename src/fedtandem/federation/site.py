@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fedtandem.algorithms.client import Client, fetch_rows, stored_reply, work_key
+from fedtandem.atomic import remove_drafts
 from fedtandem.config import RunConfig
 from fedtandem.config.site import SiteConfig
 from fedtandem.errors import FedtandemError, InvalidMessage, PrivacyBudgetError
@@ -122,6 +123,7 @@ class Site:
         method = method_named(order.method)
         check_plan(self.config, config, method)
         folder = self.config.home / "runs" / order.experiment / order.method
+        remove_drafts(folder)  # of a process that was killed while it committed
         reply, events = self._reply(order, config, envelope, folder)
         if "measurements" not in self.config.allow.send:
             events = []
