@@ -170,21 +170,42 @@ here=$(pwd)
 mkdir -p logs
 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL
-pids=""
+pids="" superlink=""
 start() {{ # start NAME COMMAND: in the background, its process id in logs/NAME.pid
   "$2" > "logs/$1.log" 2>&1 &
   echo $! > "logs/$1.pid"
   pids="$! $pids"
 }}
-stop() {{
+keep() {{ # keep NAME COMMAND: as start, and again when it ends: after a crash a SuperNode is refused for a minute
+  (
+    trap 'kill "$child" 2> /dev/null; wait "$child"; exit' TERM
+    while :; do
+      "$2" &
+      child=$!
+      echo "$child" > "logs/$1.pid"
+      wait "$child" || true
+      sleep 10 &
+      child=$!
+      wait "$child" || true
+    done
+  ) > "logs/$1.log" 2>&1 &
+  pids="$! $pids"
+}}
+stop() {{ # the SuperLink last: sites that can take leave of it are admitted again at once
   trap - EXIT INT TERM
-  for pid in $pids; do kill "$pid" 2> /dev/null || true; done
-  for pid in $pids; do wait "$pid" 2> /dev/null || true; done
+  for pid in $pids; do
+    [ "$pid" = "$superlink" ] || kill "$pid" 2> /dev/null || true
+  done
+  for pid in $pids; do
+    [ "$pid" != "$superlink" ] || kill "$pid" 2> /dev/null || true
+    wait "$pid" 2> /dev/null || true
+  done
 }}
 trap stop EXIT
 trap 'exit 130' INT TERM
 
 start superlink server/superlink.sh
+superlink=$!
 cd server && . ./env.sh && cd "$here"
 python - << 'WAIT'
 import socket, sys, time
@@ -197,7 +218,7 @@ for _ in range(1800):  # three minutes: a busy machine starts it slowly
 sys.exit("the SuperLink does not answer: see logs/superlink.log")
 WAIT
 server/register.sh > logs/register.log 2>&1 || {{ cat logs/register.log; exit 5; }}
-for name in {" ".join(names)}; do start "$name" "sites/$name/supernode.sh"; done
+for name in {" ".join(names)}; do keep "$name" "sites/$name/supernode.sh"; done
 cd server
 python -m fedtandem run run.toml --connection {place.connection} --keys keys --output run "$@"
 """

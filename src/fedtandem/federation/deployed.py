@@ -250,5 +250,7 @@ def _lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{method}: round {event['round']} committed" + (" (skipped)" if event["skipped"] else "")
         elif event["event"] == "absence":
             yield f"{method}, round {event['round']}: {event['party']} is absent ({event['reason']}): {event['text']}"
+        elif event["event"] == "connected":
+            yield f"{method}: connected: {', '.join(event['parties']) or 'nobody'}"
         elif event["event"] == "late_reply":
             yield f"{method}, round {event['round']}: {event['party']}: {event['text']}"

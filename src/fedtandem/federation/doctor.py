@@ -232,7 +232,8 @@ def _key(path: Path, *, asked: bool) -> list[Finding]:
         return [Finding("key", False, f"{path} is no P-384 key; {make}")]
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         return [Finding("key", False, f"{path} can be read by others: chmod 600 {path}")]
-    return [Finding("key", True, "P-384, readable by its owner alone")]
+    admitted = "until the server has registered key.pub, the SuperNode ends with code 305"
+    return [Finding("key", True, f"P-384, readable by its owner alone; {admitted}")]
 
 
 def _superlink(address: str, ca: Path) -> list[Finding]:
