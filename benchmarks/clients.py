@@ -19,7 +19,7 @@ import tomli_w
 
 from fedtandem.federation.events import read_events
 
-SIZES = ((4, 1), (4, 3), (16, 1), (32, 1), (32, 3))
+SIZES = ((4, 1), (32, 1), (32, 4))
 """(clients, rounds)"""
 
 
