@@ -33,7 +33,7 @@ from fedtandem.config.serve import ServeConfig
 from fedtandem.data.chains import ChainsSource
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.serving import tiers
-from fedtandem.serving.listening import Listening, until
+from fedtandem.serving.listening import Listening, run, until
 from fedtandem.serving.tiers import build_cloud, build_device
 
 PASS_S = {"embedded:chains-client-a": 0.012, "embedded:chains-server": 0.030}
@@ -115,7 +115,7 @@ class Place:
         self._alone = Listening(build_device(alone_config), alone_config)
         self.proxies = [Distance(self._cloud.url), Distance(self._alone.url)]
         self._is_up = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True).start()
+        threading.Thread(target=lambda: run(self._serve()), daemon=True).start()
         self._is_up.wait()
 
     async def _serve(self) -> None:

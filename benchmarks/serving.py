@@ -62,14 +62,15 @@ from fedtandem.models.session_reader import SessionReader
 from fedtandem.serving import tiers
 from fedtandem.serving.admission import Admission
 from fedtandem.serving.keys import Keyring
-from fedtandem.serving.listening import Listening, until
+from fedtandem.serving.listening import Listening, run, until
 from fedtandem.serving.logs import start_logging
 from fedtandem.serving.tiers import Tier, build_cloud, build_device
 
 STREAMS, TOKENS = 50, 64
 PAUSE_S = {1: 0.5, TOKENS: 2.5}
 """Mean pause between two requests of a connection, by tokens of an answer: 100 and 20 requests a second at most."""
-SOAK_PAUSE_S = 10.0
+SOAK_PAUSE_S = 4.5
+"""At most twice that: a connection that says nothing for `limits.header_timeout_s` (10) at its beginning is cut off."""
 PROMPT = "Q 3 + 5 * 2 A"
 MODES = ("local", "fedhlm", "exact")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -203,7 +204,7 @@ def serve_here(what: str, upstream: str | None) -> None:
     async def forever() -> None:
         await until(asyncio.Event(), [one])
 
-    asyncio.run(forever())
+    run(forever())
 
 
 def with_null_reader(lm: LanguageModel) -> LanguageModel:

@@ -186,3 +186,19 @@ def test_check_prints_the_schema_for_editors(folder: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert cli.main(["check", "fedtandem.toml", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "RunConfig"
+
+
+@pytest.mark.parametrize("key", ["selection.selector", "selection.teacher"])
+def test_check_imports_functions_of_ones_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    init()
+    module = "own_" + key.partition(".")[2]
+    override = f"{key}={module}:best"
+    assert cli.main(["check", "fedtandem.toml", "-o", override]) == 2
+    said = capsys.readouterr().err
+    assert key in said
+    assert "PYTHONPATH" in said
+    (folder / f"{module}.py").write_text("def best(*asked): ...\n")
+    monkeypatch.syspath_prepend(str(folder))
+    checked(capsys, "-o", override)

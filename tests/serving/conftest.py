@@ -15,7 +15,7 @@ if find_spec("fastapi") is None or find_spec("prometheus_client") is None:
 else:
     from fedtandem.config.serve import ServeConfig
     from fedtandem.serving.command import all_tiers
-    from fedtandem.serving.listening import Listening, until
+    from fedtandem.serving.listening import Listening, run, until
     from fedtandem.serving.logs import LOGGER
     from fedtandem.serving.tiers import Tier
 
@@ -34,7 +34,7 @@ class Running:
             self.listening.append(one)
             self.urls[one.tier.name] = one.url
         self._begun = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: run(self._serve()))
 
     async def _serve(self) -> None:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()

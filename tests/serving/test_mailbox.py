@@ -5,56 +5,64 @@ import threading
 
 import pytest
 
-from fedtandem.serving.mailbox import Mailbox
+from fedtandem.serving.mailbox import Mailbox, Office
 
 N = 2000
 
 
-async def read(pace_s: float | None) -> tuple[list[int], int]:
-    """What came from a thread that puts as fast as it can, and how often the loop was woken for it."""
-    mailbox: Mailbox[int] = Mailbox(pace_s)
+async def read(pace_s: float, *, is_whole: bool = False, n_threads: int = 1) -> tuple[list[list[int]], int]:
+    """What came from threads that put as fast as they can, and how often the loop was woken for all of them."""
+    office = Office(asyncio.get_running_loop(), pace_s)
     woken = 0
-    wake = mailbox._wake
+    deliver = office._deliver
 
     def counted() -> None:
         nonlocal woken
         woken += 1
-        wake()
+        deliver()
 
-    mailbox._wake = counted  # type: ignore[method-assign]
+    office._deliver = counted  # type: ignore[method-assign]
 
-    def tell() -> None:
+    async def all_of(mailbox: Mailbox[int]) -> list[int]:
+        got: list[int] = []
+        while not got or got[-1] < N - 1:
+            one = mailbox.take()
+            if one is None:
+                await mailbox.wait()
+            else:
+                got.append(one)
+        return got
+
+    def tell(mailbox: Mailbox[int]) -> None:
         for i in range(N):
             mailbox.put(i, is_last=i == N - 1)
 
-    teller = threading.Thread(target=tell)
-    teller.start()
-    got: list[int] = []
-    while not got or got[-1] < N - 1:
-        one = mailbox.take()
-        if one is None:
-            await mailbox.wait()
-        else:
-            got.append(one)
-    teller.join()
-    return got, woken
+    mailboxes: list[Mailbox[int]] = [Mailbox(office, is_whole=is_whole) for _ in range(n_threads)]
+    tellers = [threading.Thread(target=tell, args=(mailbox,)) for mailbox in mailboxes]
+    for teller in tellers:
+        teller.start()
+    got = await asyncio.gather(*map(all_of, mailboxes))
+    for teller in tellers:
+        teller.join()
+    return list(got), woken
 
 
-@pytest.mark.parametrize("pace_s", [None, 0.0, 0.005, 60.0])
-def test_all_of_it_comes_in_order(pace_s: float | None) -> None:
-    got, woken = asyncio.run(asyncio.wait_for(read(pace_s), 30))
-    assert got == list(range(N))
-    if pace_s is None:
-        assert woken <= 1  # for the last thing alone, and not where the reader is there already
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("pace_s", [0.0, 0.005, 60.0])
+def test_all_of_it_comes_in_order(pace_s: float, is_whole: bool) -> None:
+    got, woken = asyncio.run(asyncio.wait_for(read(pace_s, is_whole=is_whole, n_threads=3), 30))
+    assert got == [list(range(N))] * 3
+    if is_whole:
+        assert woken <= 6  # for the last things alone, and for what is left at the end of a pause
     if pace_s == 60.0:
-        assert woken <= 2  # the first, the last; what lies between waits for its time and is not waited for
+        assert woken <= 4  # the first of all, and three last ones; what lies between is not waited for
 
 
 def test_a_slow_thread_wakes_the_loop_for_each() -> None:
     """One thing at a time: the next is put when the one before was read."""
 
     async def slow() -> list[int]:
-        mailbox: Mailbox[int] = Mailbox(0.001)
+        mailbox: Mailbox[int] = Mailbox(Office(asyncio.get_running_loop(), 0.001))
         was_read = threading.Semaphore(0)
 
         def tell() -> None:

@@ -46,7 +46,8 @@ def decide(source: DataSource, rows: Sequence[Row], *, where: str) -> Decision:
         return Decision("prompt_completion", "a template is given", columns)
     for needed, found in _SIGNS:
         if set(needed) <= set(columns):
-            return Decision(found, f"the first row has {' and '.join(needed)}", columns)
+            answer = [name for name in ANSWER_COLUMNS[:2] if needed == ("prompt",) and name in columns]
+            return Decision(found, f"the first row has {' and '.join([*needed, *answer])}", columns)
     raise DataError(
         f"{where}: {rows[0].place} has the columns {', '.join(columns)}, which show no known format. Name "
         "them with "

@@ -30,12 +30,14 @@ class Preview:
 
     def lines(self) -> list[str]:
         """The preview for a terminal."""
+        answers = "no answers"
+        if self.answer_bytes[1]:
+            answers = f"answer bytes: median {self.answer_bytes[0]}, at most {self.answer_bytes[1]}"
         text = [
             f"{self.where}: {self.n} samples, {self.n_bytes:,} bytes, from {self.title}",
             f"  read as {self.decision.format} ({self.decision.reason}); "
             f"columns {', '.join(self.decision.columns)}",
-            f"  prompt bytes: median {self.prompt_bytes[0]}, at most {self.prompt_bytes[1]}; "
-            f"answer bytes: median {self.answer_bytes[0]}, at most {self.answer_bytes[1]}",
+            f"  prompt bytes: median {self.prompt_bytes[0]}, at most {self.prompt_bytes[1]}; {answers}",
             f"  hash {self.hash[:16]}",
         ]
         if self.decision.dropped:

@@ -14,6 +14,7 @@ from fedtandem.data.public import Sample
 from fedtandem.exchange.coding import MAX_ROWS_BYTES
 from fedtandem.federation.estimate import Work, knowledge_bytes, memory_bytes, seconds
 from fedtandem.federation.skeleton import render, shape_of_model, skeleton
+from fedtandem.user_code import REFERENCE, import_function
 
 SERVER = "server"
 TOKENISED = 500
@@ -90,9 +91,11 @@ def check(config: RunConfig) -> Check:
     """Load all data, tokenise a part of it for every party, and estimate.
 
     Raises:
+        ConfigError: a function of the user's own that cannot be imported.
         DataError: a file, column or row that cannot be used, with the party's name.
         ModelError: a model or tokenizer that cannot be found.
     """
+    _import_own_functions(config)
     public = load(config.public.to_source(), where="public set")
     sets = [
         describe(public.samples, public.decision, where="public set", title=config.public.to_source().title)
@@ -120,6 +123,16 @@ def check(config: RunConfig) -> Check:
         rounds=config.federation.num_rounds,
         cells=_cells(config),
     )
+
+
+def _import_own_functions(config: RunConfig) -> None:
+    named = {
+        "selection.teacher": config.selection.teacher, "selection.selector": config.selection.selector,
+        "public.check": config.public.check, "public.check_form": config.public.check_form,
+    }  # fmt: skip
+    for key, value in named.items():
+        if REFERENCE.fullmatch(value):
+            import_function(value, key, "as the documentation of that key says")
 
 
 def _cells(config: RunConfig) -> int:

@@ -18,6 +18,7 @@ from fedtandem.inference.verify import Verdict, settle
 from fedtandem.serving.hearing import refuse_what_cannot_be
 from fedtandem.serving.logs import log
 from fedtandem.serving.sessions import UnknownPrefix
+from fedtandem.serving.turns import TURNS
 from fedtandem.serving.upstream import Outage, RemoteModel, Upstream
 
 CHUNK = 8
@@ -197,8 +198,9 @@ class Asking:
                 if self._terms.on_outage != "stall" or outage.reason in ("model-changed", "faulty"):
                     raise
                 pause_s = max(STALL_S, outage.retry_after_s if outage.reason == "busy" else 0.0)
-                if self._cancelled.wait(min(pause_s, left)):
-                    raise
+                with TURNS.away():
+                    if self._cancelled.wait(min(pause_s, left)):
+                        raise
 
     def _exchange(self, row: Row, request: VerifyRequest, deadline_s: float) -> VerifyReply:
         body = request.to_bytes()
@@ -222,7 +224,9 @@ class Asking:
         settings, terms = self._settings, self._terms
         ids = [*row.prompt, *row.written]
         known = told if told == ids[: len(told)] else []
-        more = min(CHUNK - 1, MAX_MORE, row.limit - len(row.written) - 1) if settings.mode == "cloud" else 0
+        more = 0
+        if settings.mode == "cloud" and row.written:  # the first token alone: somebody waits for it
+            more = min(CHUNK - 1, MAX_MORE, row.limit - len(row.written) - 1)
         embedding = EMPTY if self._embed is None or not terms.scope else self._embed(ids)
         return VerifyRequest(
             session=self._session, model=self._model.fingerprint, tokenizer=self._model.tokenizer.card.hash,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedtandem.errors import FedtandemError
 from fedtandem.models.session_reader import SessionReader
+from fedtandem.serving.turns import TURNS
 
 T = TypeVar("T")
 
@@ -88,11 +89,12 @@ class Batcher:
             Overloaded, ModelError: as `submit`, and the reader.
         """
         job: _Job[Tensor] = _Job(session, ids, last, _as_they_are)
-        if self._finds_it_free(job):
-            self._read_next()  # nobody was before this job
-            if self._goes_on():
-                self._thread.submit(self._read_all)
-        return job.done.result()
+        with TURNS.away():  # others may compute, and have their texts ready for the next pass
+            if self._finds_it_free(job):
+                self._read_next()  # nobody was before this job
+                if self._goes_on():
+                    self._thread.submit(self._read_all)
+            return job.done.result()
 
     def forget(self, session: str) -> None:
         """A text is finished; what is kept of it goes with the next pass."""

@@ -16,7 +16,7 @@ from fedtandem.serving.admission import Admission
 from fedtandem.serving.metrics import CloudMetrics
 from fedtandem.serving.openai_wire import RelayRequest
 from fedtandem.serving.sessions import Judged
-from fedtandem.serving.shell import FRAME, QUEUE, new_app, tell, tenant_of
+from fedtandem.serving.shell import FRAME, QUEUE, Straight, new_app, tell, tenant_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -101,7 +101,6 @@ def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) 
     async def tokenizer() -> dict[str, Any]:
         return {"hash": described["tokenizer"], "files": files}
 
-    @app.post("/v1/verify", response_class=Response)
     async def verify(request: Request) -> Response:
         said = await service.verify(tenant_of(request), await request.body())
         metrics.tokens.labels("slm").inc(said.accepted)
@@ -111,6 +110,10 @@ def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) 
         request.state.charge(said.accepted + said.own)
         tell(request, accepted=said.accepted, own=said.own, passes=said.passes)
         return Response(said.reply, media_type=FRAME, headers={QUEUE: f"{service.queue:.2f}"})
+
+    app.router.add_api_route(
+        "/v1/verify", verify, methods=["POST"], response_class=Response, route_class_override=Straight
+    )
 
     @app.post("/v1/relay")
     async def relay(asked: RelayRequest, request: Request) -> dict[str, Any]:

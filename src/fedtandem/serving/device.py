@@ -44,6 +44,7 @@ from fedtandem.serving.peering import EdgePeers, Peering
 from fedtandem.serving.policies import Policies
 from fedtandem.serving.pricing import Price
 from fedtandem.serving.trail import Trail
+from fedtandem.serving.turns import TURNS
 from fedtandem.serving.upstream import Outage, Rejected, RemoteModel, Upstream
 
 
@@ -269,7 +270,7 @@ class Device:
             self.running += 1
             self._open.add(cancelled)
         try:
-            future = self._threads.submit(work)
+            future = self._threads.submit(_in_turn, work)
         except BaseException:
             self._leave(cancelled)
             raise
@@ -280,6 +281,11 @@ class Device:
         with self._lock:
             self.running -= 1
             self._open.discard(told)
+
+
+def _in_turn(work: Callable[[], Any]) -> Any:
+    with TURNS.taken():
+        return work()
 
 
 def refusal_of_fault(fault: FedtandemError, mode: str) -> Refusal | None:

@@ -18,7 +18,7 @@ from fedtandem.serving.faults import Refusal
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from fedtandem.serving.replying import Exchange
-from fedtandem.serving.shell import new_app
+from fedtandem.serving.shell import Straight, new_app
 from fedtandem.serving.tools import tool_field, with_tools
 from fedtandem.serving.upstream import Outage, Rejected
 from fedtandem.serving.words import ChatWords, CompletionWords
@@ -64,7 +64,6 @@ def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) 
             raise Refusal(404, f"this device serves {name!r} and no other model.", "model_not_found", "model")
         return listed
 
-    @app.post("/v1/chat/completions", response_model=None)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         prompt = Prompt(messages=tuple((message.role, message.text) for message in asked.messages))
         top = (asked.top_logprobs or 0) if asked.logprobs else -1
@@ -74,11 +73,15 @@ def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) 
             return await with_tools(device, metrics, request, asked)
         return await Exchange(device, metrics, request, asked, ChatWords(asked)).answer(prompt, top)
 
-    @app.post("/v1/completions", response_model=None)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         prompt = Prompt(text=asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0])
         top = -1 if asked.logprobs is None else asked.logprobs
         return await Exchange(device, metrics, request, asked, CompletionWords(asked)).answer(prompt, top)
+
+    for path, endpoint in (("/v1/chat/completions", chat), ("/v1/completions", complete)):
+        app.router.add_api_route(
+            path, endpoint, methods=["POST"], response_model=None, route_class_override=Straight
+        )
 
     @app.post("/v1/embeddings")
     async def embeddings(asked: EmbeddingRequest, request: Request) -> dict[str, Any]:

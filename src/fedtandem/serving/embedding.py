@@ -9,6 +9,7 @@ from fedtandem.serving.answering import ENCODING
 from fedtandem.serving.device import Device
 from fedtandem.serving.faults import Refusal
 from fedtandem.serving.openai_wire import EmbeddingRequest
+from fedtandem.serving.turns import TURNS
 
 
 def embedded(device: Device, asked: EmbeddingRequest) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def embedded(device: Device, asked: EmbeddingRequest) -> dict[str, Any]:
         if limit is not None and len(ids[-1]) > limit:
             raise Refusal(400, f"input {i} has {len(ids[-1])} tokens, the model's context holds {limit}.",
                           "context_length_exceeded", "input")  # fmt: skip
-    vectors = device.lm.embed(ids)
+    with TURNS.away():
+        vectors = device.lm.embed(ids)
     rows = []
     for i, vector in enumerate(vectors):
         packed: Any = vector.tolist()

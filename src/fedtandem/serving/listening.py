@@ -6,7 +6,9 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -19,6 +21,8 @@ from fedtandem.serving.tiers import Tier
 
 KEEP_ALIVE_S = 30
 BACKLOG = 1024
+SWITCH_S = 0.0005
+"""Of Python's lock between threads."""
 
 
 class _Server(uvicorn.Server):
@@ -145,8 +149,27 @@ def serve(
     if config.security.keys is None:
         say("no API keys are asked for; only this machine can reach these addresses")
     say("Ctrl-C ends it, once what is being answered is finished")
-    asyncio.run(_until_signalled(listening, config, read))
+    run(_until_signalled(listening, config, read))
     return 0
+
+
+def run(service: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end in an event loop that answers quickly beside threads which compute.
+
+    A thread that computes holds Python's lock for a whole switch interval (5 ms by default) before the event loop gets
+    it back, and that after every read and write.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(service)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # it is not made for every system
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _until_signalled(

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,14 @@ from fedtandem.inference.gates import text_gate, token_gate
 from fedtandem.inference.peer_tokens import Known
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.models.tokenizer import TextTokenizer
+from fedtandem.serving.answering import ENCODING, Prompt
 from fedtandem.serving.asking import Asking
 from fedtandem.serving.auditing import TICKET
 from fedtandem.serving.choosing import PeerUse
 from fedtandem.serving.shell import FRAME
+from fedtandem.serving.turns import TURNS
 from fedtandem.serving.upstream import Outage, Upstream
 from fedtandem.serving.verifying import PEER_WINDOW
-
-if TYPE_CHECKING:
-    from fedtandem.serving.answering import Prompt
 
 EMBEDDED_TOKENS = 64
 """Of the end of a text, for its embedding."""
@@ -58,7 +56,7 @@ class Peering:
         """Let the audits that wait go."""
         self._audits.shutdown(wait=False, cancel_futures=True)
 
-    def scope(self, prompt: "Prompt", use: PeerUse) -> str:
+    def scope(self, prompt: Prompt, use: PeerUse) -> str:
         """What must agree besides tenant, model and decoding: the system's messages; for answers also the content
         words of the whole prompt, as in `generate --peer answer`."""
         agreed = [text for role, text in prompt.messages if role in ("system", "developer")]
@@ -91,8 +89,10 @@ class Peering:
 
         def embedding(ids: list[int]) -> npt.NDArray[np.float16]:
             text = spell(tokenizer.card, ids[-EMBEDDED_TOKENS:]).decode("utf-8", "replace")
-            own = self._lm.tokenizer.encode_prompt(text).tolist()[-EMBEDDED_TOKENS:]
-            return self._lm.hidden_states([own])[0][-1].numpy().astype(np.float16)
+            with ENCODING:
+                own = self._lm.tokenizer.encode_prompt(text).tolist()[-EMBEDDED_TOKENS:]
+            with TURNS.away():
+                return self._lm.hidden_states([own])[0][-1].numpy().astype(np.float16)
 
         return embedding
 

@@ -18,15 +18,13 @@ from fedtandem.serving.answering import Answer, Piece, Prompt, Token
 from fedtandem.serving.device import Device, Order, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
 from fedtandem.serving.logs import log
-from fedtandem.serving.mailbox import Mailbox
+from fedtandem.serving.mailbox import Mailbox, running_office
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.shell import tell
 from fedtandem.serving.streaming import EventStream
 from fedtandem.serving.words import ChatWords, CompletionWords
 
-PACE_S = 0.005
-"""Between two writes of a stream that is faster than that."""
 MOST_PIECES = 16
 """In one write: who is fast may not keep the first ones waiting."""
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -52,7 +50,9 @@ class Exchange:
             asked,
             words,
         )
-        self._events: Mailbox[Piece | Answer | BaseException] = Mailbox(PACE_S if asked.stream else None)
+        self._events: Mailbox[Piece | Answer | BaseException] = Mailbox(
+            running_office(), is_whole=not asked.stream
+        )
         self._mode: str = asked.mode or device.config.mode
         self._plan: Plan | None = None
         self._cancelled = threading.Event()

@@ -20,6 +20,7 @@ from fedtandem.serving.line import Line, Reply
 from fedtandem.serving.pricing import Price
 from fedtandem.serving.sessions import UnknownPrefix
 from fedtandem.serving.shell import FRAME, QUEUE
+from fedtandem.serving.turns import TURNS
 
 TOKENIZER_FILES = frozenset(
     {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
@@ -131,7 +132,9 @@ class Upstream:
             Outage: nobody says.
             ModelError: it speaks another version, or its tokenizer cannot be used.
         """
-        with self._lock:
+        if (known := self._model) is not None:
+            return known
+        with TURNS.away(), self._lock:  # one asks, the others wait for it
             if self._model is not None:
                 return self._model
             if self._silent is not None and time.monotonic() < self._silent_until:
@@ -202,6 +205,18 @@ class Upstream:
         Raises:
             Outage: none came.
         """
+        with TURNS.away():
+            return self._post(path, body, deadline_s, headers, edge_only, is_hedged)
+
+    def _post(
+        self,
+        path: str,
+        body: bytes,
+        deadline_s: float,
+        headers: Mapping[str, str],
+        edge_only: bool,
+        is_hedged: bool,
+    ) -> Reply:
         lines = self._open(edge_only)
         first = next(lines)
         end = time.monotonic() + deadline_s
@@ -227,10 +242,11 @@ class Upstream:
         Raises:
             Outage: no reply, or a fault of the server's.
         """
-        for line in self._open(edge_only):
-            reply = line.send("GET", path, b"", INFO_DEADLINE_S, headers or {})
-            if reply is not None:
-                return reply
+        with TURNS.away():
+            for line in self._open(edge_only):
+                reply = line.send("GET", path, b"", INFO_DEADLINE_S, headers or {})
+                if reply is not None:
+                    return reply
         raise Outage("down")
 
     def _open(self, edge_only: bool) -> Iterator[Line]:
