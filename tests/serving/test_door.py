@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from fedtandem.cli import main
-from fedtandem.config.serve import load_serve
+from fedtandem.config.serve import ServeConfig, load_serve
 from fedtandem.errors import ConfigError
 from fedtandem.serving.admission import Bucket
 from fedtandem.serving.keys import Keyring, new_key, read_keyring
@@ -147,7 +147,7 @@ def test_bodies_that_are_no_request_are_400(device: str, body: bytes) -> None:
 
 
 def test_a_key_has_its_own_rate(device: str) -> None:
-    replies = [ask(device, "slow") for _ in range(4)]
+    replies = [ask(device, "slow") for _ in range(8)]
     assert replies[0].status_code == 200
     assert replies[-1].status_code == 429
     assert 1 <= int(replies[-1].headers["retry-after"]) <= 10
@@ -157,7 +157,7 @@ def test_a_key_has_its_own_rate(device: str) -> None:
 def test_a_bucket_lets_through_its_rate_and_no_more() -> None:
     bucket = Bucket(60, 0.0)
     taken = sum(bucket.wait_s(second / 10) == 0 for second in range(6000))
-    assert 600 <= taken <= 600 + 10
+    assert 600 <= taken <= 600 + 60  # a minute's worth may come at once
 
 
 def test_no_other_site_may_ask_from_a_browser(device: str) -> None:
@@ -210,8 +210,8 @@ def test_a_made_key_is_admitted_and_its_file_does_not_hold_it(
     tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "key", "--name", "ward", "--tenant", "clinic", "--scope", "infer"]) == 0
-    shown = capsys.readouterr().out
-    entry, key = shown.split("\n\n")[0], shown.rpartition("# ")[2].strip()
+    shown = capsys.readouterr()
+    entry, key = shown.out, shown.err.rpartition(": ")[2].strip()  # `>> keys.toml` takes the entry alone
     file = tmp_path / "keys.toml"
     file.write_text(entry)
     assert key not in entry
@@ -296,3 +296,13 @@ def test_without_the_extra_serving_says_what_to_install() -> None:
     )
     assert done.returncode == 2
     assert "fedtandem[serve]" in done.stderr
+
+
+def test_the_printed_config_is_the_defaults(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "config"]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "serve.toml").write_text(text)
+    assert load_serve(tmp_path / "serve.toml") == ServeConfig()
+    for section in ServeConfig().model_dump().values():
+        for key in section:
+            assert f"\n{key} = " in text or f"\n# {key} =" in text

@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from fedtandem.serving.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from fedtandem.serving.logs import LOGGER
 from fedtandem.serving.tiers import build_cloud, build_device
 
 PROMPT = "Q 3 + 5 * 2 A"
@@ -215,8 +218,6 @@ def test_a_client_that_goes_away_ends_the_work(url: str, cloud: Unreliable) -> N
 
 
 def test_more_than_may_wait_are_told_to_come_back(lab) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     config = lab.config(device={"upstream": None, "mode": "local", "max_streams": 1, "max_waiting": 1})
     with lab.Running([lambda _: build_device(config)], config) as one, ThreadPoolExecutor(12) as pool:
         device = one.urls["device"]
@@ -224,6 +225,56 @@ def test_more_than_may_wait_are_told_to_come_back(lab) -> None:
     statuses = [reply.status_code for reply in replies]
     assert set(statuses) == {200, 429}
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status_code == 429)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_that_outlives_the_service_says_so(lab, streamed: bool) -> None:
+    """The LLM has gone and the answer waits for it: after `shutdown_s` who asked is told, not cut off."""
+    cloud = lab.config()
+    with lab.Running([lambda _: build_cloud(cloud)], cloud) as far:
+        table = {"on_outage": "stall", "upstream": far.urls["cloud"]}
+        config = lab.config(device=table, limits={"shutdown_s": 0.5})
+        with lab.Running([lambda _: build_device(config)], config) as one, ThreadPoolExecutor(1) as pool:
+            url = one.urls["device"]
+            assert text_of(ask(url)) == ANSWER
+            far.stop()
+            held = pool.submit(ask, url, mode="exact", stream=streamed)
+            while "streams 1.0" not in httpx.get(f"{url}/metrics").text.splitlines():
+                time.sleep(0.01)
+            one.stop()
+            reply = held.result(60)
+    assert reply.status_code == 503  # nothing was shown yet
+    assert reply.json()["error"]["code"] == "service_ends"
+
+
+def test_ready_only_where_the_mode_can_be_served(lab, tmp_path) -> None:
+    lab.write_keys(tmp_path / "keys.toml", ("app", "one", ["infer"]))
+    cloud = lab.config(security={"keys": str(tmp_path / "keys.toml")})
+    with lab.Running([lambda _: build_cloud(cloud)], cloud) as far:
+        for mode in ("fedhlm", "exact"):  # the cloud is there and takes no request without a key
+            device = lab.config(device={"mode": mode, "upstream": far.urls["cloud"]})
+            with lab.Running([lambda _, config=device: build_device(config)], device) as one:
+                reply = httpx.get(f"{one.urls['device']}/readyz", timeout=60)
+                assert reply.status_code == 503, mode
+                assert "cannot be used" in reply.json()["llm"]
+
+
+def test_the_log_says_once_why_an_upstream_is_lost() -> None:
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append((record.getMessage(), record.fields.get("why")))
+    breaker = Breaker(name="https://cloud.example")
+    LOGGER.addHandler(handler)
+    try:
+        for why in ("no route", "no route", "certificate has expired"):
+            breaker.failed(why)
+        breaker.succeeded()
+        breaker.succeeded()
+    finally:
+        LOGGER.removeHandler(handler)
+    assert said == [
+        ("upstream lost", "no route"), ("upstream lost", "certificate has expired"), ("upstream back", None),
+    ]  # fmt: skip
 
 
 def test_ending_finishes_the_streams_that_are_open(lab) -> None:

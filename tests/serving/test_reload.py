@@ -86,7 +86,7 @@ def test_what_can_change_does_and_the_rest_is_named(tmp_path: Path, lab, lines: 
         assert reload()
         assert last(lines, "reloaded")["needs_restart"] == ["device.name"]
         assert set(last(lines, "reloaded")["changed"]) == {  # type: ignore[call-overload]
-            "device.max_tokens", "limits.max_body_bytes", "decisions.folder",
+            "device.max_tokens", "limits.max_body_bytes", "decisions.folder", "security.keys",
         }  # fmt: skip
         assert ask(url).status_code == 401  # the key is gone
         reply = ask(url, "fresh", max_tokens=None)

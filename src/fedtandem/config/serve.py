@@ -1,5 +1,7 @@
 """What a served tier is: device, edge, cloud, and what they share. One file may hold all three."""
 
+import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -231,6 +233,20 @@ class ServeConfig(Section):
     """[decisions]"""
     log: LogConfig = LogConfig()
     """[log]"""
+
+
+def default_serve() -> str:
+    """Every key with its default and what it means, as TOML; a key without a default is a comment."""
+    lines = []
+    for section, field in ServeConfig.model_fields.items():
+        values = field.get_default()
+        lines.append(f"[{section}]")
+        for name, own in type(values).model_fields.items():
+            value = getattr(values, name)
+            lines += [f"# {line}" for line in textwrap.wrap(own.description or "", 118)]
+            lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def load_serve(path: str | Path | None, overrides: Iterable[str] = ()) -> ServeConfig:

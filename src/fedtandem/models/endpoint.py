@@ -26,7 +26,15 @@ class NoAnswer(NetworkError):
 
 
 class Refused(NetworkError):
-    """The server does not admit us, or knows no such model or path: asking again is of no use."""
+    """The server does not admit us, or knows no such model or path: asking again is of no use.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
@@ -158,8 +166,11 @@ class Endpoint:
                 fault = f"{type(error).__name__} {error}".strip()
             else:
                 if reply.status_code in REFUSED:
-                    raise Refused(f"{self.url}/{path} refuses with HTTP {reply.status_code}: "
-                                       f"{_said(reply)}. {_REMEDY[reply.status_code]}")  # fmt: skip
+                    raise Refused(
+                        f"{self.url}/{path} refuses with HTTP {reply.status_code}: {_said(reply)}. "
+                        f"{_REMEDY[reply.status_code]}",
+                        reply.status_code,
+                    )
                 if reply.status_code in RETRIED:
                     fault = f"HTTP {reply.status_code}: {_said(reply)}"
                     wait = _asked_wait(reply, wait)

@@ -11,11 +11,11 @@ from fedtandem.serving.quotas import Quotas
 
 
 class Bucket:
-    """A rate limit: one token per request, refilled evenly, a minute's worth at most."""
+    """A rate limit: one token per request, refilled evenly; a minute's worth may come at once."""
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute = per_minute
-        self._rate, self._most = per_minute / 60, max(1.0, per_minute / 60 * 10)
+        self._rate, self._most = per_minute / 60, float(per_minute)
         self._left, self._then = self._most, now
 
     def wait_s(self, now: float) -> float:
@@ -64,7 +64,9 @@ class Admission:
             bucket = self._buckets[caller.name] = Bucket(rate, now)
         wait = bucket.wait_s(now)
         if wait > 0:
-            raise too_busy(wait, f"this key may ask {rate} times a minute; come back later.")
+            raise too_busy(
+                wait, f"this key may ask {rate} times a minute; come back later.", "rate_limit_exceeded"
+            )
         limits = self.limits
         if not is_counted:
             return
@@ -83,11 +85,11 @@ def refuse_uncounted(keyring: Keyring, limits: LimitsConfig) -> None:
     Raises:
         ConfigError: they have none.
     """
-    has_quota = limits.quota_requests or limits.quota_tokens or keyring.has_quotas
-    if has_quota and limits.quota_folder is None:
+    whose = "[limits]" if limits.quota_requests or limits.quota_tokens else keyring.with_quota
+    if whose and limits.quota_folder is None:
         raise ConfigError(
-            "limits.quota_folder is missing: there are quotas, and without a folder to count them in a restart would "
-            "begin them anew. Give one, or take the quotas out."
+            f"limits.quota_folder was not set when this service was started: there are quotas ({whose}), and without a "
+            "folder to count them in a restart would begin them anew. Start it with one, or take the quotas out."
         )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fedtandem.alignment.card import VocabularyCard
+from fedtandem.errors import FedtandemError
 from fedtandem.inference.drafting import NextTokenModel, Uncertainty
 from fedtandem.inference.generate import TextStream, generate
 from fedtandem.inference.judging import token_log_probs
@@ -29,6 +30,13 @@ UNKNOWN_LOG_PROB = -9999.0
 """OpenAI's sign for a log-probability that is not known."""
 ENCODING = threading.Lock()
 """Fast tokenizers are switched between two ways of reading: one thread at a time."""
+
+
+class CutShort(FedtandemError):
+    """Nobody waits for this answer any more, or the service ends before it is finished."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer was not finished: the service ends, or nobody waits for it.")
 
 
 @dataclass(frozen=True)
@@ -230,6 +238,7 @@ class Writer:
         """Write it.
 
         Raises:
+            CutShort: it was cancelled before its end.
             Outage: the LLM is needed and does not answer; what was emitted stands.
             FedtandemError: as `generate`.
         """
@@ -240,10 +249,10 @@ class Writer:
         card = writer.tokenizer.card
         eos_id = card.roles["eos"]
         prompt_ids = writer.tokenizer.encode_prompt("")
-        n_written, first_s, saw_eos, is_late = 0, 0.0, False, False
+        n_written, first_s, saw_eos, is_late, is_cut = 0, 0.0, False, False, False
 
         def commit(_: int, ids: list[int], sources: Sequence[Source]) -> bool:
-            nonlocal n_written, first_s, saw_eos, is_late
+            nonlocal n_written, first_s, saw_eos, is_late, is_cut
             first_s = first_s or time.monotonic() - began
             self.trail.add(sources, None if self.large is None else self.large.asking)
             tokens = self._tokens(card, ids, sources, len(prompt_ids) + n_written)
@@ -258,9 +267,10 @@ class Writer:
             chunk = text.add(stream.add(spelled))
             if text.is_over:
                 shown = _within(shown, len(chunk.encode()))
-            if (chunk or shown) and not self.cancelled.is_set():
+            is_cut = self.cancelled.is_set()
+            if (chunk or shown) and not is_cut:
                 self.emit(Piece(chunk, tuple(shown)))
-            return text.is_over or is_late or self.cancelled.is_set()
+            return text.is_over or is_late or is_cut
 
         (done,) = generate(
             self.small,
@@ -273,8 +283,10 @@ class Writer:
             on_tokens=commit,
             on_audit=None if self.on_audit is None else self._audited,
         )
+        if is_cut and not (saw_eos or text.is_over):
+            raise CutShort
         rest = text.add(stream.add(b"", final=True), final=True)
-        if rest and not self.cancelled.is_set():
+        if rest and not is_cut:
             self.emit(Piece(rest, ()))
         asking = None if self.large is None else self.large.asking
         return Answer(

@@ -5,6 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from fedtandem.serving.logs import log
+
 CLOSED, HALF_OPEN, OPEN = 0, 1, 2
 
 
@@ -16,6 +18,7 @@ class Breaker:
         window_s: how long a failure counts.
         probe_s: while open, one request in so many seconds is let through; its success closes it.
         now_s: the clock.
+        name: of the upstream, for the log.
 
     Source: specification of FedHLM, section 10 (5 failures in 10 s, probes every 5 s).
     """
@@ -27,7 +30,9 @@ class Breaker:
         window_s: float = 10.0,
         probe_s: float = 5.0,
         now_s: Callable[[], float] = time.monotonic,
+        name: str = "",
     ) -> None:
+        self._name, self._why = name, ""
         self._most, self._window_s, self._probe_s, self._now_s = failures, window_s, probe_s, now_s
         self._failed: deque[float] = deque()
         self._next_probe: float | None = None
@@ -57,16 +62,26 @@ class Breaker:
 
     def succeeded(self) -> None:
         """An answer came."""
+        if self._why:
+            log("upstream back", level=30, upstream=self._name)
         with self._lock:
+            self._why = ""
             self._failed.clear()
             self._next_probe = None
 
-    def failed(self) -> None:
-        """None came."""
+    def failed(self, why: str = "no answer") -> None:
+        """None came.
+
+        Args:
+            why: goes into the log where it is news; no text of a request.
+        """
         with self._lock:
+            is_news, self._why = why != self._why, why
             now = self._now_s()
             self._failed.append(now)
             while self._failed and self._failed[0] < now - self._window_s:
                 self._failed.popleft()
             if self._next_probe is not None or len(self._failed) >= self._most:
                 self._next_probe = now + self._probe_s
+        if is_news:
+            log("upstream lost", level=30, upstream=self._name, why=why)

@@ -38,6 +38,8 @@ def mode_of(request: Asked, config: DeviceConfig) -> str:
     if request.max_cloud_fraction is not None and mode in ("exact", "cloud"):
         raise Refusal(400, f"mode {mode} has the LLM see every token; max_cloud_fraction goes with fedhlm and "
                            "bounded.", "contradiction", "max_cloud_fraction")  # fmt: skip
+    if request.eps is not None and mode != "bounded":
+        raise Refusal(400, f"eps goes with mode bounded, not with {mode}.", "contradiction", "eps")
     if mode == "bounded" and (request.eps or config.eps) is None:
         raise Refusal(400, "mode bounded needs eps, e.g. 0.1.", "missing", "eps")
     return mode

@@ -55,6 +55,10 @@ class Judging(Protocol):
         """Whether requests with tools can be answered."""
         ...
 
+    async def fault(self) -> str:
+        """Why nothing can be judged now; "" where it can."""
+        ...
+
     async def relay(self, asked: RelayRequest) -> Mapping[str, Any]:
         """Have one answered by the LLM's own server: a chat completion."""
         ...
@@ -81,7 +85,8 @@ def cloud_app(service: Judging, *, admission: Admission, metrics: CloudMetrics) 
     """The app of a cloud."""
 
     async def is_ready() -> Mapping[str, object]:
-        return {"ready": True, "model": service.fingerprint}
+        fault = await service.fault()
+        return {"ready": not fault, "model": service.fingerprint, **({"fault": fault} if fault else {})}
 
     def refresh() -> None:
         for name, value in service.gauges().items():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedtandem.config.serve import CloudConfig
-from fedtandem.errors import ConfigError, DataError
+from fedtandem.errors import ConfigError, DataError, NetworkError
 from fedtandem.exchange.verification import VerifyReply, VerifyRequest
 from fedtandem.inference.bridge import spell
 from fedtandem.inference.judging import drafts_of
@@ -48,6 +48,23 @@ class CompareService:
         self.attests, self.relays = False, True
         self.queue = 0.0
         """Not known of a server elsewhere."""
+        self._fault = ""
+
+    async def fault(self) -> str:
+        """Why the server could not be asked the last time, and cannot be now; "" where it can."""
+        if self._fault:
+            await asyncio.to_thread(self._look)
+        return self._fault
+
+    def _look(self) -> None:
+        try:
+            self.endpoint.exchange("models", None, lambda reply: None)
+            self._fault = ""
+        except Refused as fault:
+            if fault.status == 404:  # it is there, and lists no models
+                self._fault = ""
+        except NetworkError:
+            pass
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -97,7 +114,15 @@ class CompareService:
         if request.top >= 0:
             raise Refusal(400, "this cloud knows no log-probabilities.", "no_logprobs")
         ids = self.sessions.text(key, request)
-        return await asyncio.to_thread(self._compare, key, request, ids, digest)
+        try:
+            reply = await asyncio.to_thread(self._compare, key, request, ids, digest)
+        except NetworkError as fault:
+            if not self._fault:
+                log("LLM lost", level=40, tier="cloud", says=str(fault))
+            self._fault = "the LLM's server cannot be asked; the log says why"
+            raise
+        self._fault = ""
+        return reply
 
     def _compare(self, key: Key, request: VerifyRequest, ids: list[int], digest: bytes) -> Judged:
         eos_id = self.tokenizer.eos_id

@@ -16,6 +16,7 @@ from fedtandem.models.fingerprint import fingerprint
 from fedtandem.models.language_model import LanguageModel
 from fedtandem.serving.answering import (
     Answer,
+    CutShort,
     LargeParty,
     Piece,
     Prompt,
@@ -26,6 +27,7 @@ from fedtandem.serving.answering import (
 )
 from fedtandem.serving.asking import Asking, Terms
 from fedtandem.serving.batching import Batcher
+from fedtandem.serving.breaker import OPEN
 from fedtandem.serving.choosing import (
     Asked,
     Gate,
@@ -123,15 +125,13 @@ class Device:
         self.peering = Peering(lm) if upstream is not None else None
         self._threads = ThreadPoolExecutor(config.max_streams, thread_name_prefix="answer")
         self._lock = threading.Lock()
-        self._open: set[threading.Event] = set()
+        self._open: set[Callable[[], None]] = set()
         self.running = 0
         """Answers being written or waiting for a place."""
 
     def close(self) -> None:
         """Let the threads go; the server waited for answers as long as it may."""
-        with self._lock:
-            for cancelled in self._open:
-                cancelled.set()
+        self.cut_short()
         self._threads.shutdown(wait=True)
         self.batcher.close()
         if self.peering is not None:
@@ -140,6 +140,13 @@ class Device:
             self.upstream.close()
         if self.decisions is not None:
             self.decisions.close()
+
+    def cut_short(self) -> None:
+        """End every answer as it is, and say so to who waits for it."""
+        with self._lock:
+            stops = list(self._open)
+        for stop in stops:
+            stop()
 
     # -- a request becomes a plan ------------------------------------------------------------------------------
 
@@ -252,14 +259,14 @@ class Device:
         Raises:
             Refusal: too many wait (429).
         """
-        return await asyncio.wrap_future(self.start(work, threading.Event()))
+        return await asyncio.wrap_future(self.start(work, lambda: None))
 
-    def start(self, work: Callable[[], Any], cancelled: threading.Event) -> "Future[Any]":
+    def start(self, work: Callable[[], Any], stop: Callable[[], None]) -> "Future[Any]":
         """Have it done in a thread for answers, once there is a place.
 
         Args:
             work: what blocks.
-            cancelled: set where the service ends before the work does.
+            stop: called where the service ends before the work does.
 
         Raises:
             Refusal: too many wait (429).
@@ -268,19 +275,19 @@ class Device:
             if self.running >= self.config.max_streams + self.config.max_waiting:
                 raise too_busy(2.0)
             self.running += 1
-            self._open.add(cancelled)
+            self._open.add(stop)
         try:
             future = self._threads.submit(_in_turn, work)
         except BaseException:
-            self._leave(cancelled)
+            self._leave(stop)
             raise
-        future.add_done_callback(lambda _: self._leave(cancelled))
+        future.add_done_callback(lambda _: self._leave(stop))
         return future
 
-    def _leave(self, told: threading.Event) -> None:
+    def _leave(self, stop: Callable[[], None]) -> None:
         with self._lock:
             self.running -= 1
-            self._open.discard(told)
+            self._open.discard(stop)
 
 
 def _in_turn(work: Callable[[], Any]) -> Any:
@@ -303,6 +310,9 @@ def refusal_of_fault(fault: FedtandemError, mode: str) -> Refusal | None:
         return Refusal(status, f"the LLM cannot be asked now ({fault.reason}); mode {mode} needs it. Come back, or "
                                'send on_outage = "degrade" or mode = "local".', "llm_unavailable",
                        headers=headers)  # fmt: skip
+    if isinstance(fault, CutShort):
+        return Refusal(503, "the service ends; this answer is not finished. Ask again.", "service_ends",
+                       headers={"Retry-After": "5", "x-mode": mode, "x-degraded": "none"})  # fmt: skip
     if isinstance(fault, Rejected):
         if fault.status == 400:
             return Refusal(400, fault.said, fault.code)
@@ -314,13 +324,19 @@ def refusal_of_fault(fault: FedtandemError, mode: str) -> Refusal | None:
     return None
 
 
-def readiness(device: Device, model: RemoteModel | None) -> Mapping[str, object]:
-    """What /readyz says: ready to answer in the configured mode."""
+def readiness(device: Device, model: RemoteModel | None, refused: str = "") -> Mapping[str, object]:
+    """What /readyz says: ready to answer in the configured mode.
+
+    Args:
+        model: the LLM; None while nobody says what it is.
+        refused: why the upstream will not have this device; "" where it is not known to.
+    """
     needs = device.config.mode != "local" and device.upstream is not None
     alone = device.config.mode in ("fedhlm", "bounded") or device.config.on_outage == "degrade"
+    is_heard = model is not None and device.upstream is not None and device.upstream.breaker.state != OPEN
     return {
-        "ready": not needs or model is not None or alone,
+        "ready": not needs or is_heard or (alone and not refused),
         "mode": device.config.mode,
         "model": device.fingerprint,
-        "llm": None if model is None else model.fingerprint,
+        "llm": (refused or None) if model is None else model.fingerprint,
     }

@@ -15,6 +15,7 @@ from fedtandem.serving.choosing import PRICE
 from fedtandem.serving.device import Device, readiness
 from fedtandem.serving.embedding import embedded
 from fedtandem.serving.faults import Refusal
+from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest, EmbeddingRequest
 from fedtandem.serving.replying import Exchange
@@ -31,11 +32,16 @@ def device_app(device: Device, *, admission: Admission, metrics: DeviceMetrics) 
     """The app of a device."""
 
     async def is_ready() -> Mapping[str, object]:
+        model, refused = None, ""
         try:
-            model = None if device.upstream is None else await asyncio.to_thread(device.upstream.model)
-        except (Outage, Rejected, ModelError):
-            model = None
-        return readiness(device, model)
+            if device.upstream is not None:
+                model = await asyncio.to_thread(device.upstream.model)
+        except Outage:
+            pass
+        except (Rejected, ModelError) as fault:
+            refused = "the upstream cannot be used; the log says why"
+            log("upstream unusable", level=40, tier="device", says=str(fault))
+        return readiness(device, model, refused)
 
     def refresh() -> None:
         metrics.streams.set(device.running)

@@ -52,8 +52,7 @@ class Door:
             return
         visit = _Visit(scope, receive, send, self._admission.limits)
         try:
-            caller = self._admitted(scope, visit.headers)
-            visit.caller = caller
+            caller = self._admitted(scope, visit)
             scope.setdefault("state", {}).update(
                 caller=caller, request_id=visit.request_id, charge=partial(self._charge, caller)
             )
@@ -68,8 +67,8 @@ class Door:
         finally:
             self._leave(visit)
 
-    def _admitted(self, scope: Scope, headers: Mapping[str, str]) -> Caller | None:
-        limits = self._admission.limits
+    def _admitted(self, scope: Scope, visit: "_Visit") -> Caller | None:
+        limits, headers = self._admission.limits, visit.headers
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if n_bytes > limits.max_header_bytes:
             raise Refusal(431, f"headers hold {n_bytes} bytes; at most {limits.max_header_bytes}.", "headers")
@@ -77,12 +76,15 @@ class Door:
         if not length.isdigit() or int(length) > limits.max_body_bytes:
             raise Refusal(413, f"a body may hold at most {limits.max_body_bytes} bytes.", "body_too_large")
         path = scope["path"]
+        if path in self._scopes:
+            visit.known_path = path
         if path in OPEN:
             return None
         caller = self._admission.keyring.caller(headers.get("authorization", ""))
         if caller is None:
             raise Refusal(401, "no valid API key: send Authorization: Bearer KEY.", "invalid_api_key",
                           headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+        visit.caller = caller
         needed = self._scopes.get(path, next(iter(self._scopes.values())))
         if needed not in caller.scopes:
             raise Refusal(403, f"this key lacks the scope {needed}.", "insufficient_scope")
@@ -124,6 +126,7 @@ class _Visit:
         self.bytes_in = self.bytes_out = 0
         self.status = 0
         self.caller: Caller | None = None
+        self.known_path = "other"
         self._whole = self._is_over = False
         self._refusal: Refusal | None = None
 
@@ -131,7 +134,7 @@ class _Visit:
     def route(self) -> str:
         """The path where it is one of ours; strangers' paths may hold anything and are not written down."""
         path = getattr(self.scope.get("route"), "path", None)
-        return path if isinstance(path, str) else "other"
+        return path if isinstance(path, str) else self.known_path
 
     async def receive(self) -> Message:
         """The body's next part, within its limits of size and time."""

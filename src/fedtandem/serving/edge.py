@@ -223,12 +223,12 @@ async def _passed_on(state: EdgeState, request: Request, body: bytes) -> Respons
     try:
         async with asyncio.timeout(state.config.deadline_ms / 1000):
             reply, content = await _asked(state, request, body, headers)
-    except (httpx.HTTPError, TimeoutError):
-        state.breaker.failed()
+    except (httpx.HTTPError, TimeoutError) as error:
+        state.breaker.failed(f"{type(error).__name__}: {error}"[:300])
         raise Refusal(503, "the cloud does not answer; it is asked again soon.", "cloud_down",
                       headers={"Retry-After": "1"}) from None  # fmt: skip
     if reply.status_code >= 500:
-        state.breaker.failed()
+        state.breaker.failed(f"HTTP {reply.status_code}")
     else:
         state.breaker.succeeded()
     passed = {

@@ -1,6 +1,7 @@
 """`fedtandem serve` as typed."""
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -20,6 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
         word.add_argument("-o", "--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
                           help="e.g. -o device.port=9000")  # fmt: skip
+    said = "print every key of a CONFIG with its default and what it means"
+    words.add_parser("config", help=said, description=said)
     key = words.add_parser("key", help="make an API key", description="make an API key and its entry")
     key.add_argument("--name", required=True, help="of the key, for logs and limits")
     key.add_argument("--tenant", required=True, help="whose data it may meet")
@@ -29,6 +32,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Do it; the exit code."""
+    if arguments.what == "config":
+        from fedtandem.config.serve import default_serve
+
+        print(default_serve())
+        return 0
     from fedtandem.errors import ConfigError
 
     try:
@@ -41,7 +49,11 @@ def call(arguments: argparse.Namespace) -> int:
         from fedtandem.serving.keys import new_key
 
         key, entry = new_key(arguments.name, arguments.tenant, arguments.scopes)
-        print(f"{entry}\n# the key, shown this once; the file above holds only its hash:\n# {key}")
+        print(entry)
+        print(
+            f"the key, shown this once (what is above goes into keys.toml and holds its hash): {key}",
+            file=sys.stderr,
+        )
         return 0
     from fedtandem.config.serve import load_serve
     from fedtandem.serving.command import serve_command

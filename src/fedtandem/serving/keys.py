@@ -64,9 +64,10 @@ class Keyring:
         self._callers = callers
 
     @property
-    def has_quotas(self) -> bool:
-        """Whether a key has a quota of its own."""
-        return any(one.quota_requests or one.quota_tokens for one in (self._callers or {}).values())
+    def with_quota(self) -> str:
+        """The keys that have a quota of their own, by name; "" if none has."""
+        callers = (self._callers or {}).values()
+        return ", ".join(one.name for one in callers if one.quota_requests or one.quota_tokens)
 
     def names(self) -> set[str]:
         """Of the keys."""

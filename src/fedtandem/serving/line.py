@@ -62,7 +62,7 @@ class Line:
         self._base = (base.raw_scheme, base.raw_host, base.port)
         self._prefix = base.raw_path.rstrip(b"/")
         self._host = base.netloc
-        self.breaker = Breaker()
+        self.breaker = Breaker(name=url)
         context = tls.get("verify") or (httpx.create_ssl_context() if base.scheme == "https" else None)
         self._pool = httpcore.ConnectionPool(
             context,
@@ -87,11 +87,11 @@ class Line:
         """The reply; None where nobody answers in time, or with a fault of the server's."""
         try:
             reply = self._read(method, path, body, timeout_s, headers)
-        except _LOST:
-            self.breaker.failed()
+        except _LOST as error:
+            self.breaker.failed(f"{type(error).__name__}: {error}"[:300])
             return None
         if reply.status_code >= 500:
-            self.breaker.failed()
+            self.breaker.failed(f"HTTP {reply.status_code}")
             return None
         self.breaker.succeeded()
         return reply

@@ -21,6 +21,8 @@ from fedtandem.serving.tiers import Tier
 
 KEEP_ALIVE_S = 30
 BACKLOG = 1024
+FAREWELL_S = 3
+"""After `limits.shutdown_s`, for answers that are cut short to say so."""
 SWITCH_S = 0.0005
 """Of Python's lock between threads."""
 
@@ -43,11 +45,12 @@ class Listening:
 
     def __init__(self, tier: Tier, config: ServeConfig) -> None:
         self.tier = tier
+        self.shutdown_s = config.limits.shutdown_s
         security, limits = config.security, config.limits
         settings = uvicorn.Config(
             tier.app, http=patient_protocol(tier.admission), log_config=None,
             access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(limits.shutdown_s), h11_max_incomplete_event_size=64 << 10,
+            timeout_graceful_shutdown=round(limits.shutdown_s) + FAREWELL_S, h11_max_incomplete_event_size=64 << 10,
             server_header=False, date_header=False, proxy_headers=False, ssl_certfile=security.certificate,
             ssl_keyfile=security.private_key, ssl_ca_certs=security.client_ca,
             ssl_cert_reqs=ssl.CERT_REQUIRED if security.client_ca else ssl.CERT_NONE,
@@ -55,7 +58,7 @@ class Listening:
         try:
             settings.load()
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
+            raise ConfigError(_no_tls(security, error)) from error
         self.server = _Server(settings)
         self._socket = bound(tier.host, tier.port)
         host = f"[{tier.host}]" if ":" in tier.host else tier.host
@@ -77,7 +80,8 @@ class Listening:
             apply()
             if context is not None and security.certificate is not None:
                 _load_certificate(context, security)
-            self.server.config.timeout_graceful_shutdown = round(config.limits.shutdown_s)
+            self.server.config.timeout_graceful_shutdown = round(config.limits.shutdown_s) + FAREWELL_S
+            self.shutdown_s = config.limits.shutdown_s
 
         return put_in_force
 
@@ -93,7 +97,14 @@ def _load_certificate(context: ssl.SSLContext, security: SecurityConfig) -> None
     try:
         context.load_cert_chain(str(security.certificate), security.private_key)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"security.certificate: TLS cannot be served: {error}.") from error
+        raise ConfigError(_no_tls(security, error)) from error
+
+
+def _no_tls(security: SecurityConfig, error: Exception) -> str:
+    files = ", ".join(
+        file for file in (security.certificate, security.private_key, security.client_ca) if file
+    )
+    return f"security.certificate: TLS cannot be served with {files}: {error}."
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -188,6 +199,7 @@ async def _until_signalled(
     def end() -> None:
         if told.is_set():
             for one in listening:
+                one.tier.cut_short()
                 one.server.force_exit = True
         told.set()
 
@@ -209,7 +221,9 @@ async def until(told: asyncio.Event, listening: Sequence[Listening]) -> None:
     for one, task in reversed(list(zip(listening, running, strict=True))):
         log("ending", tier=one.tier.name)
         one.server.should_exit = True
+        late = asyncio.get_running_loop().call_later(one.shutdown_s, one.tier.cut_short)
         await task
+        late.cancel()
 
 
 async def _again(every_s: float, work: Callable[[], None]) -> None:

@@ -12,6 +12,8 @@ Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SEED = 2**63 - 1
+ONLY = {"top_p": 1, "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Fields that are taken with the value that changes nothing, and with no other."""
 
 
 class _Strict(BaseModel):

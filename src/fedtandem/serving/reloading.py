@@ -1,7 +1,9 @@
 """A new config for running tiers: read and checked whole, then put in force; what cannot change is named."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from fedtandem.config.serve import LimitsConfig, ServeConfig
 from fedtandem.errors import FedtandemError
@@ -38,6 +40,19 @@ def changed(old: ServeConfig, new: ServeConfig) -> tuple[list[str], list[str]]:
     return live, fixed
 
 
+def file_hashes(config: ServeConfig) -> dict[str, str]:
+    """Dotted key -> hash of the file it names, of those that are read again."""
+    named = {
+        f"{section}.{key}": getattr(getattr(config, section), key)
+        for section, key in (*(("security", key) for key in sorted(LIVE["security"])), ("device", "policy"))
+    }
+    return {
+        key: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for key, file in named.items()
+        if file is not None and Path(file).is_file()
+    }
+
+
 def merged(old: ServeConfig, new: ServeConfig) -> ServeConfig:
     """The old config with what can change taken from the new one."""
     sections = {}
@@ -63,6 +78,7 @@ class Reloading:
     ) -> None:
         self.config, self._read, self._parts = config, read, parts
         self._turn = asyncio.Lock()
+        self._files = file_hashes(config)
 
     async def reload(self) -> bool:
         """Once; files that a config names (keys, policy, certificate) are read again even where no key has changed.
@@ -75,13 +91,15 @@ class Reloading:
                 new = await asyncio.to_thread(self._read)
                 live, fixed = changed(self.config, new)
                 config = merged(self.config, new)
+                files = await asyncio.to_thread(file_hashes, config)
                 applies = [await asyncio.to_thread(part, config) for part in self._parts]
             except FedtandemError as fault:
                 log("reload refused", level=40, says=str(fault), in_force="the config of before")
                 return False
             for apply in applies:
                 apply()
-            self.config = config
+            live += sorted(key for key in files if key not in live and files[key] != self._files.get(key))
+            self.config, self._files = config, files
             set_level(config.log.level)
             log("reloaded", level=30 if fixed else 20, changed=live, needs_restart=fixed)
             return True

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fedtandem.errors import FedtandemError
 from fedtandem.inference.row import Tier
 from fedtandem.serving.account import account, decision, usage
-from fedtandem.serving.answering import Answer, Piece, Prompt, Token
+from fedtandem.serving.answering import Answer, CutShort, Piece, Prompt, Token
 from fedtandem.serving.device import Device, Order, Plan, refusal_of_fault
 from fedtandem.serving.faults import Refusal, refusal_of
 from fedtandem.serving.logs import log
@@ -23,6 +23,7 @@ from fedtandem.serving.metrics import DeviceMetrics
 from fedtandem.serving.openai_wire import ChatRequest, CompletionRequest
 from fedtandem.serving.shell import tell
 from fedtandem.serving.streaming import EventStream
+from fedtandem.serving.upstream import Rejected
 from fedtandem.serving.words import ChatWords, CompletionWords
 
 MOST_PIECES = 16
@@ -61,7 +62,7 @@ class Exchange:
 
     async def answer(self, prompt: Prompt, top: int) -> Response:
         """Whole or streamed."""
-        self._device.start(lambda: self._work(prompt, top), self._cancelled)
+        self._device.start(lambda: self._work(prompt, top), self._stop)
         looking = asyncio.create_task(self._look())
         is_streaming = False
         try:
@@ -155,6 +156,9 @@ class Exchange:
 
     def _as_refusal(self, fault: BaseException) -> BaseException:
         if isinstance(fault, FedtandemError):
+            if isinstance(fault, Rejected):
+                log("upstream refuses", level=40, tier="device", request_id=self._request.state.request_id,
+                    says=str(fault))  # fmt: skip
             known = refusal_of_fault(fault, self._mode)
             if known is None:
                 log("failed", level=40, fault=fault, tier="device", request_id=self._request.state.request_id)
@@ -165,6 +169,11 @@ class Exchange:
 
     def _cancel(self) -> None:
         self._cancelled.set()
+
+    def _stop(self) -> None:
+        """The service ends: tell who waits, without waiting for who writes."""
+        self._cancel()
+        self._events.put(CutShort(), is_last=True)
 
     async def _stream(self, first: Piece | Answer, looking: "asyncio.Task[None]") -> AsyncIterator[bytes]:
         chunk_kind = "text_completion" if self._words.kind == "text_completion" else "chat.completion.chunk"

@@ -1,6 +1,7 @@
 """What all tiers' apps have in common: health, metrics, faults as JSON, the door."""
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedtandem.serving.faults import Refusal, refusal_of
 from fedtandem.serving.keys import NAME, Caller
 from fedtandem.serving.logs import log
 from fedtandem.serving.metrics import Metrics
+from fedtandem.serving.openai_wire import ONLY
 
 FRAME = "application/vnd.fedtandem.frame"
 TENANT = "x-fedtandem-tenant"
@@ -44,7 +46,11 @@ def tenant_of(request: Request) -> str:
     caller = caller_of(request)
     said = request.headers.get(TENANT, caller.tenant)
     if said != caller.tenant and "relay" not in caller.scopes:
-        raise Refusal(403, "this key may not speak for another tenant.", "insufficient_scope")
+        raise Refusal(
+            403,
+            "this key may not speak for another tenant: an edge's key needs the scope relay.",
+            "insufficient_scope",
+        )
     if not NAME.fullmatch(said):
         raise Refusal(400, f"{TENANT} is no tenant's name.", "bad_tenant")
     return said
@@ -163,14 +169,31 @@ async def _http(_: Request, fault: Exception) -> Response:
     return answer(Refusal(fault.status_code, text, "http_error", headers=dict(fault.headers or {})))
 
 
+def _place(fault: Mapping[str, Any]) -> str:
+    """The field at fault, without pydantic's names for one of several forms ("str", "list[TextPart]")."""
+    steps = [step for step in fault["loc"] if step != "body"]
+    if fault["type"] != "extra_forbidden":  # there the last one is the caller's own word
+        steps = [
+            step
+            for step in steps
+            if step not in _FORMS and re.fullmatch(r"\w+", str(step)) and step != "TextPart"
+        ]
+    return ".".join(map(str, steps))[:120] or "body"
+
+
+_FORMS = ("str", "int", "float", "bool")
+
+
 async def _invalid(_: Request, fault: Exception) -> Response:
     """Every faulty field by name; values are not repeated."""
     assert isinstance(fault, RequestValidationError)
     found = []
     for error in fault.errors():
-        path = ".".join(str(step) for step in error["loc"] if step != "body") or "body"
-        found.append(
-            (path[:120], "is not a field here" if error["type"] == "extra_forbidden" else error["msg"])
-        )
+        path = _place(error)
+        said = "is not a field here" if error["type"] == "extra_forbidden" else error["msg"]
+        if path in ONLY and error["type"] in ("greater_than_equal", "less_than_equal"):
+            said = f"is served as {ONLY[path]} alone"
+        if (path, said) not in found:
+            found.append((path, said))
     text = "; ".join(f"{path}: {said}" for path, said in found[:8])
     return answer(Refusal(400, text, "invalid_request", param=found[0][0] if found else None))

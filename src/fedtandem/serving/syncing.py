@@ -1,6 +1,6 @@
 """Now and then a device tells its edge what it counted, and asks for thresholds."""
 
-from fedtandem.errors import FedtandemError
+from fedtandem.errors import FedtandemError, NetworkError
 from fedtandem.serving.device import Device
 from fedtandem.serving.logs import log
 from fedtandem.serving.thresholds import MEASURE
@@ -31,4 +31,5 @@ def sync(device: Device) -> None:
         fresh = device.policies.refresh(device.upstream)
         log("policy", tier="device", fresh=fresh)
     except FedtandemError as fault:
-        log("not synced", level=30, fault=fault, tier="device")
+        says = {"says": str(fault)} if isinstance(fault, NetworkError) else {}
+        log("not synced", level=30, fault=fault, tier="device", **says)

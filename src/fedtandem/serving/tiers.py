@@ -29,6 +29,7 @@ from fedtandem.models.load import ModelSpec, load_model, locate
 from fedtandem.models.tokenizer import TextTokenizer
 from fedtandem.serving.admission import Admission, quotas_of, refuse_uncounted
 from fedtandem.serving.batching import Batcher
+from fedtandem.serving.breaker import Breaker
 from fedtandem.serving.cloud import cloud_app
 from fedtandem.serving.comparing import CompareService
 from fedtandem.serving.decisions import Decisions
@@ -62,6 +63,7 @@ class Tier:
         says: one line for who starts it.
         admission: the rules at its door.
         close: lets threads and connections go; in the loop that served.
+        cut_short: ends answers that took longer than a service that ends may wait for.
         prepare: checks another config and returns what puts it in force.
         works: what is done again and again beside, in a thread, each every so many seconds.
     """
@@ -74,6 +76,7 @@ class Tier:
     admission: Admission
     close: Callable[[], Awaitable[None]]
     prepare: Prepare
+    cut_short: Callable[[], None] = lambda: None
     works: tuple[tuple[float, Callable[[], None]], ...] = ()
 
 
@@ -128,7 +131,7 @@ def build_edge(config: ServeConfig, attest_key: bytes | None = None) -> Tier:
         base_url=own.upstream, limits=limits, trust_env=False,
         headers={"Authorization": f"Bearer {key}"} if key else {}, **_tls(config.security),
     )  # fmt: skip
-    state = EdgeState(own, client, attest_key or _attest_key(config.security))
+    state = EdgeState(own, client, attest_key or _attest_key(config.security), Breaker(name=own.upstream))
     app = edge_app(state, admission=admission, metrics=EdgeMetrics())
     peers = "peers may share" if state.attest_key is not None else "no attest_key_file: peers share nothing"
 
@@ -195,7 +198,7 @@ def build_device(config: ServeConfig) -> Tier:
 
     works = () if upstream is None else ((own.report_every_s, lambda: sync(device)),)
     close = partial(asyncio.to_thread, device.close)
-    return _tier("device", own, app, says, admission, close, prepare, works)
+    return _tier("device", own, app, says, admission, close, prepare, device.cut_short, works)
 
 
 def _tier(
@@ -206,6 +209,7 @@ def _tier(
     admission: Admission,
     close: Callable[[], Awaitable[None]],
     prepare_own: Prepare = lambda _: lambda: None,
+    cut_short: Callable[[], None] = lambda: None,
     works: tuple[tuple[float, Callable[[], None]], ...] = (),
 ) -> Tier:
     """With what every tier has: rules that may be replaced, quotas that are saved."""
@@ -227,7 +231,7 @@ def _tier(
         await asyncio.to_thread(save)
 
     works = (*works, (SAVE_EVERY_S, save))
-    return Tier(name, own.host, own.port, app, says, admission, close_all, prepare, works)
+    return Tier(name, own.host, own.port, app, says, admission, close_all, prepare, cut_short, works)
 
 
 OwnConfig = TypeVar("OwnConfig", DeviceConfig, EdgeConfig)

@@ -74,6 +74,10 @@ class VerifyService:
         """Tokens its context holds."""
         return self.batcher.reader.limit
 
+    async def fault(self) -> str:
+        """None: the model is here."""
+        return ""
+
     async def close(self) -> None:
         """Finish what waits and let the thread go."""
         await asyncio.to_thread(self.batcher.close)

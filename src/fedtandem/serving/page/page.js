@@ -139,7 +139,7 @@ async function ask() {
     field("fault").textContent = fault.name === "AbortError" ? "stopped" : `No answer: ${fault.message}`;
   } finally {
     current.seconds = (performance.now() - began) / 1000;
-    current.answers = 1;
+    current.answers = current.tokens ? 1 : 0; // a refusal is none
     for (const name of ["answers", "tokens", "passes", "up", "down", "seconds", "first"]) total[name] += current[name];
     for (const tier of Object.keys(TIERS)) total.tiers[tier] += current.tiers[tier];
     showCounters(current);
@@ -167,6 +167,10 @@ function read(event, current, began) {
 async function meet() {
   try {
     const response = await fetch("v1/models", { headers: headers() });
+    if (response.status === 401 || response.status === 403) {
+      field("device").textContent = "this device asks for an API key: enter it under API key";
+      return;
+    }
     if (!response.ok) throw new Error((await response.json()).error.message);
     model = (await response.json()).data[0].id;
     const ready = await (await fetch("readyz")).json();
