@@ -66,9 +66,9 @@ def ended(process: subprocess.Popen[bytes], kill_at: float) -> bool:
     return True
 
 
-def bits(folder: Path) -> dict[str, str]:
-    """Party -> SHA-256 of its final weights."""
-    files = sorted((folder / "adapters").rglob("*.safetensors"))
+def bits(adapters: Path) -> dict[str, str]:
+    """Party, as its folder is called -> SHA-256 of its final weights."""
+    files = sorted(adapters.rglob("*.safetensors"))
     return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -97,16 +97,16 @@ def main() -> None:
             - before.children_user
             - before.children_system
         )
-        expected = bits(calm)
+        expected = bits(calm / "adapters")
         print(f"undisturbed: {whole:.1f} CPU s, weights of {', '.join(expected)}", flush=True)
         kills, runs, places = 0, 0, Counter[str]()
         folder = Path(name) / "0"
         while kills < arguments.kills or not (folder / "summary.json").is_file():
             more = kills < arguments.kills
             if ended(start(folder, "1"), draw.uniform(0.0, whole) if more else float("inf")):
-                if bits(folder) != expected:
+                if bits(folder / "adapters") != expected:
                     sys.exit(
-                        f"run {runs}, after {kills} kills: the weights differ: {bits(folder)} {expected}"
+                        f"run {runs}, after {kills} kills: the weights differ: {bits(folder / 'adapters')} {expected}"
                     )
                 runs += 1
                 print(f"run {runs} ended in the same bits; {kills} kills so far", flush=True)

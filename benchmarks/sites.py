@@ -2,7 +2,8 @@
 
     python benchmarks/sites.py
 
-Wall time is printed too; it says something only on a machine with nothing else to do.
+Engine time of a round: its wall time without the CPU time that the server and the slowest client spent in phases.
+Wall time says something only on a machine with nothing else to do.
 """
 
 import os
@@ -14,13 +15,19 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from fedtandem.config import load_config
 from fedtandem.federation.deploy import Place, deploy
 from fedtandem.federation.events import read_events
 
 TICKS = os.sysconf("SC_CLK_TCK")
+LIBRARIES = "import torch, transformers, peft"
+NODE_MIB, CLIENT_MIB = 350 * 1e6 / 2**20, 150 * 1e6 / 2**20
+"""Asked: of a SuperNode with its SuperExec; of a client's process above LIBRARIES, model excluded."""
 KINDS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp")
 
 
@@ -82,13 +89,13 @@ def main() -> None:
             run = subprocess.Popen([lab / "loopback.sh"], env=environment, stdout=log, stderr=log)
             while run.poll() is None:
                 look(lab, seen, ports)
-                time.sleep(0.2)
+                time.sleep(0.5)
         if run.returncode:
             sys.exit((Path(name) / "log").read_text())
         report(seen, one_process, read_events(lab / "server" / "run" / "events.jsonl"), alone)
 
 
-def report(seen: dict[int, Seen], one_process: float, events: list[dict[str, object]], alone: Path) -> None:
+def report(seen: dict[int, Seen], one_process: float, events: list[dict[str, Any]], alone: Path) -> None:
     by_kind: dict[str, list[Seen]] = defaultdict(list)
     for one in seen.values():
         by_kind[one.kind].append(one)
@@ -102,10 +109,43 @@ def report(seen: dict[int, Seen], one_process: float, events: list[dict[str, obj
     print(
         f"deployed: {sum(one.cpu_s for one in seen.values()):.0f} CPU s in all; one process: {one_process:.0f} CPU s"
     )
-    times = [str(e["time"]) for e in events if e["event"] in ("round_started", "round_committed")]
-    print(f"rounds began and ended at {', '.join(time[11:19] for time in times)}")
-    spent = [e for e in read_events(alone / "events.jsonl") if e["event"] == "phase"]
-    print(f"of the one process, in phases: {sum(float(str(e['cpu_seconds'])) for e in spent):.1f} CPU s")
+    peaks = {kind: max(one.peak_mib for one in by_kind[kind]) for kind in KINDS}
+    node, own = peaks["flower-supernode"] + peaks["flower-superexec"], peaks["flwr-clientapp"] - libraries()
+    for what, mib, most in (
+        ("SuperNode + SuperExec", node, NODE_MIB),
+        (f"a client's process above `{LIBRARIES}`, its model included", own, CLIENT_MIB),
+    ):
+        print(f"{what}: {mib:.0f} MiB, aim {most:.0f}: {'met' if mib <= most else 'MISSED'}")
+    deployed, local = rounds(events), rounds(read_events(alone / "events.jsonl"))
+    for number, (wall, work) in deployed.items():
+        print(
+            f"round {number}: {wall:.1f} s deployed, {wall - work:.1f} s of it engine; {local[number][0]:.1f} s in one "
+            f"process"
+        )
+    print(f"engine time of a deployed round: {mean(wall - work for wall, work in deployed.values()):.1f} s")
+
+
+def libraries() -> float:
+    """The most memory, in MiB, of a process that has only imported the libraries."""
+    command = [sys.executable, "-c", f"{LIBRARIES}\nprint(open('/proc/self/status').read())"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(told.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def rounds(events: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+    """Round -> (wall seconds; CPU seconds in phases, of the server and the slowest client)."""
+    found: dict[int, tuple[float, float]] = {}
+    began, spent = datetime.min, defaultdict[str, float](float)
+    for event in events:
+        if event["event"] == "round_started":
+            began, spent = datetime.fromisoformat(event["time"]), defaultdict(float)
+        elif event["event"] == "phase":
+            spent[event["party"]] += event["cpu_seconds"]
+        elif event["event"] == "round_committed":
+            wall = (datetime.fromisoformat(event["time"]) - began).total_seconds()
+            server = spent.pop("server", 0.0)
+            found[event["round"]] = wall, server + max(spent.values(), default=0.0)
+    return found
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ FINISHED_PAGES = {("federation", "reports")}
 
 THIRD_PARTY_OF_PURE = {
     "torch",
+    "isal",
     "numpy",
     "rapidfuzz",
     "safetensors",

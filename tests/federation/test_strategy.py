@@ -18,7 +18,7 @@ class Echo:
 
     def handle(self, envelope: Envelope) -> Envelope:
         self.asked += 1
-        return Envelope(envelope.kind, envelope.round, SCHEMA, envelope.body + b"!")
+        return Envelope(envelope.kind, envelope.round, SCHEMA, bytes(envelope.body) + b"!")
 
 
 def request(text: bytes = b"hello", round_number: int = 1) -> Envelope:
@@ -26,9 +26,9 @@ def request(text: bytes = b"hello", round_number: int = 1) -> Envelope:
 
 
 def body(name: str, envelope: Envelope) -> bytes:
-    if b"bad" in envelope.body:
+    if b"bad" in bytes(envelope.body):
         raise InvalidMessage(f"{name}: bad body")
-    return envelope.body
+    return bytes(envelope.body)
 
 
 def once(name: str, kind: str) -> FaultPlan:

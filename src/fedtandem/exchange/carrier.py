@@ -1,10 +1,11 @@
 """How messages reach parties: the `Carrier` protocol, and the envelope it carries."""
 
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
+
+from isal import isal_zlib
 
 from fedtandem.errors import InvalidMessage
 
@@ -21,7 +22,7 @@ _HEAD = struct.Struct("<4sHHIQI")  # magic, schema, kind, round, body bytes, CRC
 
 @dataclass(frozen=True)
 class Envelope:
-    """One message, ready to travel. `body` is a frame (`exchange/frame.py`).
+    """One message, ready to travel. `body` is a frame (`exchange/frame.py`); of what was received, a view of it.
 
     Source: specification of the federation, section 1.
     """
@@ -29,7 +30,7 @@ class Envelope:
     kind: Kind
     round: int
     schema: int
-    body: bytes
+    body: bytes | memoryview
 
     @property
     def n_bytes(self) -> int:
@@ -39,8 +40,8 @@ class Envelope:
     def to_bytes(self) -> bytes:
         """Head (24 bytes) and body."""
         head = (_MAGIC, self.schema, KINDS.index(self.kind), self.round, len(self.body))
-        checksum = zlib.crc32(self.body, zlib.crc32(_HEAD.pack(*head, 0)))
-        return _HEAD.pack(*head, checksum) + self.body
+        checksum = isal_zlib.crc32(self.body, isal_zlib.crc32(_HEAD.pack(*head, 0)))
+        return b"".join([_HEAD.pack(*head, checksum), self.body])
 
     @classmethod
     def from_bytes(cls, data: bytes, *, party: str = "") -> "Envelope":
@@ -75,8 +76,10 @@ class Envelope:
                 f"{sender}, round {round_number}: body = {len(data) - _HEAD.size} bytes, but its head says {n_body}. "
                 "The message was cut short or glued to another; ask for it again."
             )
-        body = data[_HEAD.size :]
-        expected = zlib.crc32(body, zlib.crc32(_HEAD.pack(magic, schema, kind, round_number, n_body, 0)))
+        body = memoryview(data)[_HEAD.size :]  # no copy: bodies can be large, and each is read once or twice
+        expected = isal_zlib.crc32(
+            body, isal_zlib.crc32(_HEAD.pack(magic, schema, kind, round_number, n_body, 0))
+        )
         if checksum != expected:
             raise InvalidMessage(
                 f"{sender}, round {round_number}: checksum = {checksum:08x}, but the content gives {expected:08x}. "

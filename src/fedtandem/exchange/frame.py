@@ -73,7 +73,9 @@ def encode_frame(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> byte
     return packer.compress(content)
 
 
-def decode_frame(data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> tuple[Header, dict[str, Array]]:
+def decode_frame(
+    data: bytes | memoryview, *, max_bytes: int = MAX_FRAME_BYTES
+) -> tuple[Header, dict[str, Array]]:
     """Unpack and check a frame; believes nothing, and allocates nothing before its size was checked.
 
     Args:
@@ -132,13 +134,13 @@ def _place(item: tuple[str, Array]) -> tuple[int, str]:
     return -item[1].dtype.itemsize, item[0]
 
 
-def _unpack(data: bytes, max_bytes: int) -> bytes:
+def _unpack(data: bytes | memoryview, max_bytes: int) -> bytes:
     again = "The message was cut short or changed on the way; ask for it again."
     try:
         promised = zstandard.get_frame_parameters(data)
     except zstandard.ZstdError as error:
         raise InvalidMessage(
-            f"the frame's first bytes are {data[:4]!r}, no zstandard frame. {again}"
+            f"the frame's first bytes are {bytes(data[:4])!r}, no zstandard frame. {again}"
         ) from error
     size = promised.content_size
     if size in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) or not promised.has_checksum:

@@ -1,7 +1,7 @@
 """From a config to plain objects: data, models, and for each method a server with its clients."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -67,8 +67,8 @@ class Parts:
     config: RunConfig
     public: list[Sample]
     parties: dict[str, PartyParts]
-    memo: dict[str, Remembered] = field(default_factory=dict)
-    """Private phases that several methods begin with; each is done once."""
+    memo: dict[str, Remembered] | None = None
+    """Private phases that several methods begin with; each is done once. None: none are kept."""
 
 
 def load_parts(config: RunConfig, progress: Progress, only: Collection[str] | None = None) -> Parts:

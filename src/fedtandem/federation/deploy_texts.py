@@ -106,7 +106,9 @@ set -eu
 cd "$(dirname "$0")"
 . ./env.sh
 mkdir -p "$FLWR_HOME"
-exec flower-supernode --superlink "${{FEDTANDEM_SUPERLINK:-{place.host}:{place.port}}}" --port {own_port} \\
+superlink="${{FEDTANDEM_SUPERLINK:-{place.host}:{place.port}}}"
+echo "if it does not join, this says why: fedtandem doctor $(pwd)/site.toml --superlink $superlink"
+exec flower-supernode --superlink "$superlink" --port {own_port} \\
   --root-certificates certificates/ca.pem --auth-supernode-private-key key \\
   --ssl-certfile certificates/own.pem --ssl-keyfile certificates/own.key --ssl-ca-certfile certificates/ca.pem \\
   --node-config "name=\\"{name}\\" config=\\"$(pwd)/site.toml\\""
@@ -176,12 +178,27 @@ set -eu
 cd "$(dirname "$0")"
 here=$(pwd)
 mkdir -p logs
-FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1
+FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL
 pids="" superlink=""
 start() {{ # start NAME COMMAND: in the background, its process id in logs/NAME.pid
   "$2" > "logs/$1.log" 2>&1 &
   echo $! > "logs/$1.pid"
+  pids="$! $pids"
+}}
+keep() {{ # keep NAME COMMAND: as start, and again when it ends: after a crash a SuperNode is refused for a minute
+  (
+    trap 'kill "$child" 2> /dev/null; wait "$child"; exit' TERM
+    while :; do
+      "$2" &
+      child=$!
+      echo "$child" > "logs/$1.pid"
+      wait "$child" || true
+      sleep 10 &
+      child=$!
+      wait "$child" || true
+    done
+  ) > "logs/$1.log" 2>&1 &
   pids="$! $pids"
 }}
 stop() {{ # the SuperLink last: who could not take leave of it is refused for a minute
@@ -208,7 +225,7 @@ for _ in range(1800):  # three minutes: a busy machine starts it slowly
 sys.exit("the SuperLink does not answer: see logs/superlink.log")
 WAIT
 server/register.sh > logs/register.log 2>&1 || {{ cat logs/register.log; exit 5; }}
-for name in {" ".join(names)}; do start "$name" "sites/$name/supernode.sh"; done
+for name in {" ".join(names)}; do keep "$name" "sites/$name/supernode.sh"; done
 cd server
 if [ "${{1:-}}" = calibrate ]; then
   shift

@@ -39,7 +39,7 @@ from fedtandem.inference.policy import read_policy
 
 _LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
-ASK_SUPERLINK_S = 10.0
+ASK_SUPERLINK_S = 30.0
 PATIENCE = 3
 """So often in a row the SuperLink may fail to answer before the run counts as lost."""
 GRACE_S = 10.0
@@ -297,5 +297,7 @@ def _lines(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{method}: {event['measure']}, {event['feedback']}; edges: {told}"
         elif event["event"] == "absence":
             yield f"{method}, round {event['round']}: {event['party']} is absent ({event['reason']}): {event['text']}"
+        elif event["event"] == "connected":
+            yield f"{method}: connected: {', '.join(event['parties']) or 'nobody'}"
         elif event["event"] == "late_reply":
             yield f"{method}, round {event['round']}: {event['party']}: {event['text']}"

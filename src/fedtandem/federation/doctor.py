@@ -255,7 +255,8 @@ def _key(path: Path, *, asked: bool) -> list[Finding]:
         signing_key(path)
     except ConfigError as fault:
         return [Finding("key", False, str(fault))]
-    return [Finding("key", True, "P-384, readable by its owner alone")]
+    admitted = "until the server has registered key.pub, the SuperNode ends with code 305"
+    return [Finding("key", True, f"P-384, readable by its owner alone; {admitted}")]
 
 
 def _superlink(address: str, ca: Path) -> list[Finding]:

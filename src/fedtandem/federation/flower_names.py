@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedtandem.errors import ConfigError
 
-POLL_S = 0.1
+POLL_S = 0.5
 NAME_TTL_S = 60.0
 ASK_NAME = "query.name"
 

@@ -40,7 +40,7 @@ class MaskedClient:
     def __init__(self, client: ThresholdClient, signing: ec.EllipticCurvePrivateKey, known: Known) -> None:
         self.client, self._signing, self._known = client, signing, known
         self._masker: Masker | None = None
-        self._answered: tuple[bytes, Envelope] | None = None
+        self._answered: tuple[bytes | memoryview, Envelope] | None = None
 
     def handle(self, envelope: Envelope) -> Envelope:
         """Offer a fresh key, or answer under masks. A message that comes twice gets the same reply.

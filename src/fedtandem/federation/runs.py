@@ -69,7 +69,8 @@ def run_methods(
         faults: what the network does wrong (tests).
         measure_untouched: evaluate the models before round 1 too; the method `zero_shot` always does.
         remote: the clients are elsewhere, behind this engine; None: all parties are here.
-        memo: private phases that other runs of this process have done from the very same state; None: this run's own.
+        memo: private phases that other runs of this process have done from the very same state; None: only
+            those of this run, where it has several methods.
 
     Returns:
         The summary, as in `summary.json`.
@@ -112,8 +113,8 @@ def _run_methods(
         log.emit("run_started", methods=list(methods), resumed=resume)
         with Timed(partial(_loaded, log)):
             parts = load_parts(config, progress, None if remote is None else {SERVER})
-        if memo is not None:
-            parts.memo = memo
+        if memo is not None or len(chosen) > 1:  # of one method no phase comes twice
+            parts.memo = {} if memo is None else memo
         record["public_hash"] = public_hash(parts.public)
         record["models"] = {name: _about(parts, name) for name in parts.parties}
         _write_record(output, record)
@@ -383,6 +384,8 @@ def _summarise(output: Path, methods: list[str], seed: int) -> dict[str, Any]:
         for e in events
         if e["event"] == "bytes"
     ]
+    # In order of methods, rounds and names, not as replies came.
+    traffic.sort(key=lambda one: (methods.index(one["method"]), one["round"], one["party"]))
     seconds = [
         {"method": e.get("method", "all"), "round": e["round"], "party": e["party"], "phase": e["phase"],
          "value": e["cpu_seconds"]}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fedtandem.algorithms.client import Client, fetch_rows, stored_reply, work_key
+from fedtandem.atomic import remove_drafts
 from fedtandem.config import RunConfig
 from fedtandem.config.site import SiteConfig
 from fedtandem.errors import FedtandemError, InvalidMessage, PrivacyBudgetError
@@ -120,6 +121,7 @@ class Site:
                 raise InvalidMessage(f"{what} is {text!r}; expected letters, digits, - and _.")
         envelope = Envelope.from_bytes(data, party="the server")
         folder = self.config.home / "runs" / order.experiment / order.method
+        remove_drafts(folder)  # of a process that was killed while it committed
         if order.method == CALIBRATE:
             reply = answer_calibration(
                 self.config, Plan.read(_plan(order)), order.experiment, envelope, folder

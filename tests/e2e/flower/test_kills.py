@@ -16,10 +16,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from fedtandem.atomic import DRAFT, whole_folder
 from fedtandem.config import RunConfig, load_config
 from fedtandem.errors import DiskFull, QuorumError
 from fedtandem.exchange.carrier import SCHEMA, Envelope
-from fedtandem.federation import site
+from fedtandem.federation import site, store
 from fedtandem.federation.consent import exactly
 from fedtandem.federation.events import EventLog, read_events
 from fedtandem.federation.flower_messages import unpack_request
@@ -61,6 +62,15 @@ def before_the_commit() -> None:
     RoundStore.save = die  # type: ignore[method-assign]
 
 
+def in_the_commit() -> None:
+    def half(path: Path, files: dict[str, bytes]) -> None:
+        with whole_folder(path) as draft:
+            (draft / next(iter(files))).write_bytes(b"half")
+            die()
+
+    store.write_folder = half  # type: ignore[assignment]
+
+
 def committed_and_not_sent() -> None:
     save = RoundStore.save
 
@@ -73,7 +83,14 @@ def committed_and_not_sent() -> None:
 
 PHASES = {
     one.__name__: one
-    for one in (before_loading, in_tuning, in_the_public_pass, before_the_commit, committed_and_not_sent)
+    for one in (
+        before_loading,
+        in_tuning,
+        in_the_public_pass,
+        before_the_commit,
+        in_the_commit,
+        committed_and_not_sent,
+    )
 }
 
 
@@ -106,6 +123,10 @@ def calm(config: RunConfig, folder: Path) -> tuple[dict[str, bytes], list[dict[s
     return weights, summary["rows"]
 
 
+def drafts(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if DRAFT.fullmatch(path.name)]
+
+
 def test_a_client_killed_in_every_phase_gives_the_bits_of_a_calm_run(
     tiny: Tiny,
     tmp_path: Path,
@@ -131,6 +152,7 @@ def test_a_client_killed_in_every_phase_gives_the_bits_of_a_calm_run(
     weights, rows = calm(config, tmp_path / "calm")
     assert flower.adapters() == weights
     assert summary["rows"] == rows
+    assert drafts(flower.folder / "sites") == []
 
 
 def test_a_full_disk_at_a_client_is_told_and_costs_nothing_once_it_has_room(
@@ -159,12 +181,7 @@ def test_a_full_disk_at_a_client_is_told_and_costs_nothing_once_it_has_room(
     absences = [(e["party"], e["reason"]) for e in events if e["event"] == "absence"]
     assert absences == [("clinic-b", "refused")] * 2
     assert all("the disk is full" in e["text"] for e in events if e["event"] == "absence")
-    drafts = [
-        p
-        for p in (flower.folder / "sites" / "clinic-b").rglob(".*")
-        if p.is_dir() and "lasting" not in p.name
-    ]
-    assert drafts == []  # nothing half-written was left
+    assert drafts(flower.folder / "sites") == []  # nothing half-written was left
     assert flower.adapters() == calm(config, tmp_path / "calm")[0]
 
 
