@@ -6,7 +6,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ KEEP_ALIVE_S = 30
 BACKLOG = 1024
 FAREWELL_S = 3
 """After `limits.shutdown_s`, for answers that are cut short to say so."""
-SWITCH_S = 0.0005
-"""Of Python's lock between threads."""
 
 
 class _Server(uvicorn.Server):
@@ -165,12 +162,7 @@ def serve(
 
 
 def run(service: Coroutine[Any, Any, None]) -> None:
-    """Run it to its end in an event loop that answers quickly beside threads which compute.
-
-    A thread that computes holds Python's lock for a whole switch interval (5 ms by default) before the event loop gets
-    it back, and that after every read and write.
-    """
-    sys.setswitchinterval(SWITCH_S)
+    """Run it to its end, in uvloop where that is there."""
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(service)
 
