@@ -79,13 +79,18 @@ def where(folder: Path) -> str:
     return f"after {last['event']}" + (f" {last['phase']}" if last["event"] == "phase" else "")
 
 
-def main() -> None:
+def asked(description: str | None) -> argparse.Namespace:
+    """How many kills, drawn from which seed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = asked(__doc__)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         calm = Path(name) / "calm"

@@ -7,7 +7,6 @@ Each gets SIGKILL at a CPU time drawn evenly from twice what such a message take
 The server is not killed here; benchmarks/kills.py does that.
 """
 
-import argparse
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kills import SMALL, bits, cpu_seconds
+from kills import SMALL, asked, bits, cpu_seconds
 
 from fedtandem.atomic import write_bytes
 from fedtandem.config import RunConfig, load_config
@@ -131,12 +130,7 @@ def run(config: RunConfig, folder: Path, chance: Chance) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = asked(__doc__)
     config = load_config("recipe:sites", SMALL)
     chance = Chance(arguments.kills, arguments.seed)
     with tempfile.TemporaryDirectory() as name:

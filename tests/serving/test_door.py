@@ -306,3 +306,11 @@ def test_the_printed_config_is_the_defaults(tmp_path, capsys: pytest.CaptureFixt
     for section in ServeConfig().model_dump().values():
         for key in section:
             assert f"\n{key} = " in text or f"\n# {key} =" in text
+
+
+def test_a_body_that_any_web_page_could_send_is_refused(device: str) -> None:
+    body = '{"model": "fedtandem", "prompt": "Q 3 + 5 A"}'
+    headers = {"authorization": "Bearer good-key", "content-type": "text/plain"}
+    reply = httpx.post(f"{device}/v1/completions", content=body, headers=headers)
+    assert reply.status_code == 400
+    assert "application/json" in reply.json()["error"]["message"]

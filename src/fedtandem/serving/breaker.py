@@ -62,12 +62,12 @@ class Breaker:
 
     def succeeded(self) -> None:
         """An answer came."""
-        if self._why:
-            log("upstream back", level=30, upstream=self._name)
         with self._lock:
-            self._why = ""
+            was_lost, self._why = bool(self._why), ""
             self._failed.clear()
             self._next_probe = None
+        if was_lost:
+            log("upstream back", level=30, upstream=self._name)
 
     def failed(self, why: str = "no answer") -> None:
         """None came.

@@ -29,17 +29,17 @@ def mode_of(request: Asked, config: DeviceConfig) -> str:
     if request.model != config.served_name:
         raise Refusal(404, f"this device serves {config.served_name!r} and no other model.",
                       "model_not_found", "model")  # fmt: skip
-    mode = request.mode or config.mode
+    mode = request.mode or ("local" if request.privacy == "local-only" else config.mode)
+    if request.eps is not None and mode != "bounded":
+        raise Refusal(400, f"eps goes with mode bounded, not with {mode}.", "contradiction", "eps")
     if request.privacy == "local-only":
-        if request.mode not in (None, "local"):
+        if mode != "local":
             raise Refusal(400, f"privacy local-only lets nothing leave the device; mode {mode} asks the cloud.",
                           "contradiction", "privacy")  # fmt: skip
         return "local"
     if request.max_cloud_fraction is not None and mode in ("exact", "cloud"):
         raise Refusal(400, f"mode {mode} has the LLM see every token; max_cloud_fraction goes with fedhlm and "
                            "bounded.", "contradiction", "max_cloud_fraction")  # fmt: skip
-    if request.eps is not None and mode != "bounded":
-        raise Refusal(400, f"eps goes with mode bounded, not with {mode}.", "contradiction", "eps")
     if mode == "bounded" and (request.eps or config.eps) is None:
         raise Refusal(400, "mode bounded needs eps, e.g. 0.1.", "missing", "eps")
     return mode

@@ -91,9 +91,9 @@ class Reloading:
                 new = await asyncio.to_thread(self._read)
                 live, fixed = changed(self.config, new)
                 config = merged(self.config, new)
-                files = await asyncio.to_thread(file_hashes, config)
                 applies = [await asyncio.to_thread(part, config) for part in self._parts]
-            except FedtandemError as fault:
+                files = await asyncio.to_thread(file_hashes, config)
+            except (FedtandemError, OSError) as fault:
                 log("reload refused", level=40, says=str(fault), in_force="the config of before")
                 return False
             for apply in applies:

@@ -173,11 +173,7 @@ def _place(fault: Mapping[str, Any]) -> str:
     """The field at fault, without pydantic's names for one of several forms ("str", "list[TextPart]")."""
     steps = [step for step in fault["loc"] if step != "body"]
     if fault["type"] != "extra_forbidden":  # there the last one is the caller's own word
-        steps = [
-            step
-            for step in steps
-            if step not in _FORMS and re.fullmatch(r"\w+", str(step)) and step != "TextPart"
-        ]
+        steps = [step for step in steps if step not in _FORMS and re.fullmatch(r"[a-z_]+|[0-9]+", str(step))]
     return ".".join(map(str, steps))[:120] or "body"
 
 
